@@ -4,6 +4,7 @@
 
 #include "err.h"
 #include "limits.h"
+#include "optimizer_settings.h"
 #include "policy.h"
 #include "recipe.h"
 #include "schedule.h"
