@@ -1,0 +1,268 @@
+#include "comm.h"
+
+#include "limits.h"
+#include "log.h"
+#include "watch.h"
+
+#include <mpi.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define COMM_STAGING_BYTES ((size_t)4 << 20) /* split over the ranks of a staged collective */
+#define COMM_NAP_NS_MIN    20000
+#define COMM_NAP_NS_MAX    10000000
+#define COMM_AXIS          "d"
+
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Open MPI spins in its waits. Where ranks outnumber cores that starves the rank that has work, so they must
+ * yield; mpirun knows that only when it was told the slots, we know it from its environment. */
+static void yield_if_crowded(void)
+{
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    cpu_set_t all;
+    memset(&all, 0xff, sizeof all);
+    cpu_set_t before;
+    sched_getaffinity(0, sizeof before, &before);
+    sched_setaffinity(0, sizeof all, &all); /* mpirun may have bound us to one core: count the host's */
+    cpu_set_t usable;
+    sched_getaffinity(0, sizeof usable, &usable);
+    sched_setaffinity(0, sizeof before, &before);
+    if (local && atoi(local) > CPU_COUNT(&usable))
+        setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+}
+
+bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err)
+{
+    *comm = (struct comm){0};
+    yield_if_crowded();
+    int provided, length;
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
+        provided < MPI_THREAD_FUNNELED)
+        return err_set(err, ERR_RANK, "MPI does not start with threads (it offers level %d)", provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &comm->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &comm->ranks);
+    MPI_Comm local;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
+    MPI_Comm_rank(local, &comm->local_rank);
+    MPI_Comm_size(local, &comm->local_ranks);
+    MPI_Comm_free(&local);
+    gethostname(comm->host, sizeof comm->host - 1);
+    char version[MPI_MAX_LIBRARY_VERSION_STRING];
+    MPI_Get_library_version(version, &length);
+    version[strcspn(version, ",")] = '\0';
+    snprintf(comm->version, sizeof comm->version, "%.*s", (int)sizeof comm->version - 1, version);
+    return true;
+}
+
+void comm_done(struct comm *comm)
+{
+    free(comm->staging);
+    comm->staging = NULL;
+    MPI_Finalize();
+}
+
+void comm_set_device(struct comm *comm, struct device *device)
+{
+    comm->device = device;
+}
+
+_Noreturn void comm_abort(struct comm *comm, const struct err *err)
+{
+    (void)comm;
+    log_err("comm", err);
+    MPI_Abort(MPI_COMM_WORLD, 3);
+    _exit(3);
+}
+
+static double enter(const char *operation, int64_t count)
+{
+    watch_enter(operation, COMM_AXIS, count);
+    return now_s();
+}
+
+static void leave(struct comm *comm, double entered_s)
+{
+    comm->seconds += now_s() - entered_s;
+    watch_leave();
+}
+
+void comm_broadcast(struct comm *comm, void *bytes, size_t count)
+{
+    if (comm->ranks == 1)
+        return;
+    double entered = enter("broadcast", (int64_t)count);
+    for (size_t done = 0; done < count;) {
+        size_t piece = count - done < LIMIT_MESSAGE_BYTES ? count - done : LIMIT_MESSAGE_BYTES;
+        MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, 0, MPI_COMM_WORLD);
+        done += piece;
+    }
+    leave(comm, entered);
+}
+
+void comm_broadcast_idle(struct comm *comm, void *bytes, size_t count)
+{
+    if (comm->ranks == 1)
+        return;
+    INVARIANT(count < LIMIT_MESSAGE_BYTES);
+    MPI_Request request;
+    MPI_Ibcast(bytes, (int)count, MPI_BYTE, 0, MPI_COMM_WORLD, &request);
+    int done = 0;
+    for (long nap_ns = COMM_NAP_NS_MIN;
+         MPI_Test(&request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done;) {
+        nanosleep(&(struct timespec){.tv_nsec = nap_ns}, NULL);
+        nap_ns = nap_ns * 5 / 4 < COMM_NAP_NS_MAX ? nap_ns * 5 / 4 : COMM_NAP_NS_MAX;
+    }
+}
+
+void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t each)
+{
+    if (comm->ranks == 1) {
+        memmove(all, mine, each);
+        return;
+    }
+    double entered = enter("all-gather", (int64_t)each);
+    INVARIANT(each < LIMIT_MESSAGE_BYTES);
+    if ((char *)all + each * (size_t)comm->rank != (const char *)mine)
+        memmove((char *)all + each * (size_t)comm->rank, mine, each);
+    MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)each, MPI_BYTE, MPI_COMM_WORLD);
+    leave(comm, entered);
+}
+
+double comm_sum_double(struct comm *comm, double mine)
+{
+    double *all = malloc(sizeof *all * (size_t)comm->ranks);
+    INVARIANT(all != NULL);
+    comm_all_gather_host(comm, all, &mine, sizeof mine);
+    double sum = 0;
+    for (int32_t r = 0; r < comm->ranks; r++)
+        sum += all[r];
+    free(all);
+    return sum;
+}
+
+static int64_t reduce_int(struct comm *comm, int64_t mine, MPI_Op operation)
+{
+    if (comm->ranks == 1)
+        return mine;
+    double entered = enter("all-reduce", 1);
+    int64_t result;
+    MPI_Allreduce(&mine, &result, 1, MPI_INT64_T, operation,
+                  MPI_COMM_WORLD); /* integers: any order, same bits */
+    leave(comm, entered);
+    return result;
+}
+
+int64_t comm_sum_int(struct comm *comm, int64_t mine)
+{
+    return reduce_int(comm, mine, MPI_SUM);
+}
+
+int64_t comm_max_int(struct comm *comm, int64_t mine)
+{
+    return reduce_int(comm, mine, MPI_MAX);
+}
+
+bool comm_agree(struct comm *comm, struct err *err)
+{
+    if (err->code != ERR_OK && err->rank < 0)
+        err->rank = comm->rank;
+    if (comm->ranks == 1)
+        return err->code == ERR_OK;
+    int64_t failing = comm_max_int(comm, err->code == ERR_OK ? -1 : comm->ranks - 1 - comm->rank);
+    if (failing < 0)
+        return true;
+    double entered = enter("agreement", 1);
+    MPI_Bcast(err, (int)sizeof *err, MPI_BYTE, comm->ranks - 1 - (int)failing, MPI_COMM_WORLD);
+    leave(comm, entered);
+    return false;
+}
+
+/* A message of `bytes` within parts that lie `each` bytes apart: one element of this type a rank. */
+static MPI_Datatype strided_part(size_t bytes, size_t each)
+{
+    MPI_Datatype plain, strided;
+    MPI_Type_contiguous((int)bytes, MPI_BYTE, &plain);
+    MPI_Type_create_resized(plain, 0, (MPI_Aint)each, &strided);
+    MPI_Type_commit(&strided);
+    MPI_Type_free(&plain);
+    return strided;
+}
+
+/* Pieces of a collective over parts of `each` bytes: as large as MPI's counts, or as the staging buffer,
+ * allow. */
+static size_t piece_bytes(struct comm *comm, size_t each)
+{
+    size_t most = (size_t)LIMIT_MESSAGE_BYTES / (size_t)comm->ranks;
+    if (!comm->device->host_access) {
+        most = COMM_STAGING_BYTES / (size_t)comm->ranks;
+        if (!comm->staging)
+            comm->staging = malloc(COMM_STAGING_BYTES * 2);
+        INVARIANT(comm->staging != NULL);
+    }
+    return each < most ? each : most;
+}
+
+void comm_all_gather(struct comm *comm, void *all, size_t each)
+{
+    if (comm->ranks == 1 || each == 0)
+        return;
+    double entered = enter("all-gather", (int64_t)each);
+    size_t most = piece_bytes(comm, each);
+    char *parts = all;
+    for (size_t done = 0; done < each; done += most) {
+        size_t piece = each - done < most ? each - done : most;
+        if (comm->device->host_access) {
+            MPI_Datatype part = strided_part(piece, each);
+            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, parts + done, 1, part, MPI_COMM_WORLD);
+            MPI_Type_free(&part);
+        } else {
+            char *mine = comm->staging + piece * (size_t)comm->rank;
+            device_copy_out(comm->device, mine, parts + each * (size_t)comm->rank + done, piece);
+            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, comm->staging, (int)piece, MPI_BYTE,
+                          MPI_COMM_WORLD);
+            for (size_t r = 0; r < (size_t)comm->ranks; r++)
+                device_copy_in(comm->device, parts + each * r + done, comm->staging + piece * r, piece);
+        }
+        watch_tick();
+    }
+    comm->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    leave(comm, entered);
+}
+
+void comm_exchange(struct comm *comm, void *to, const void *from, size_t each)
+{
+    if (comm->ranks == 1) {
+        device_copy(comm->device, to, from, each);
+        return;
+    }
+    double entered = enter("all-to-all", (int64_t)each);
+    size_t most = piece_bytes(comm, each);
+    for (size_t done = 0; done < each; done += most) {
+        size_t piece = each - done < most ? each - done : most;
+        if (comm->device->host_access) {
+            MPI_Datatype part = strided_part(piece, each);
+            MPI_Alltoall((const char *)from + done, 1, part, (char *)to + done, 1, part, MPI_COMM_WORLD);
+            MPI_Type_free(&part);
+        } else {
+            char *out = comm->staging, *in = comm->staging + COMM_STAGING_BYTES;
+            for (size_t r = 0; r < (size_t)comm->ranks; r++)
+                device_copy_out(comm->device, out + piece * r, (const char *)from + each * r + done, piece);
+            MPI_Alltoall(out, (int)piece, MPI_BYTE, in, (int)piece, MPI_BYTE, MPI_COMM_WORLD);
+            for (size_t r = 0; r < (size_t)comm->ranks; r++)
+                device_copy_in(comm->device, (char *)to + each * r + done, in + piece * r, piece);
+        }
+        watch_tick();
+    }
+    comm->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    leave(comm, entered);
+}

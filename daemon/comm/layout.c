@@ -1,0 +1,56 @@
+#include "layout.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "limits.h"
+
+static bool read_letters(struct layout *layout, const char *text, struct err *err)
+{
+    static const char letters[] = "dtpc";
+    int32_t values[4] = {0};
+    for (const char *at = text; *at;) {
+        const char *letter = strchr(letters, *at);
+        char *end;
+        long value = letter && isdigit((unsigned char)at[1]) ? strtol(at + 1, &end, 10) : 0;
+        if (!letter || value < 1 || value > LIMIT_RANKS || values[letter - letters]) {
+            err_set(err, ERR_INVALID, "'%s' is not a layout", text);
+            err_why(err, "at '%s': expected one of d, t, p, c, each once, with a count from 1", at);
+            return err_hint(err, "write it like d8t1p1c1; missing letters are 1");
+        }
+        values[letter - letters] = (int32_t)value;
+        at = end;
+    }
+    *layout = (struct layout){.d = values[0] ? values[0] : 1,
+                              .t = values[1] ? values[1] : 1,
+                              .p = values[2] ? values[2] : 1,
+                              .c = values[3] ? values[3] : 1};
+    return true;
+}
+
+bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct err *err)
+{
+    struct layout read = {.d = ranks, .t = 1, .p = 1, .c = 1};
+    if (text[0] && !read_letters(&read, text, err))
+        return false;
+    if ((int64_t)read.d * read.t * read.p * read.c != ranks) {
+        err_set(err, ERR_INVALID, "the layout %s needs %lld ranks, and mpirun started %d", text,
+                (long long)read.d * read.t * read.p * read.c, ranks);
+        return err_hint(err, "use --layout d%d, or start mpirun with -n %lld", ranks,
+                        (long long)read.d * read.t * read.p * read.c);
+    }
+    if (read.t != 1 || read.p != 1 || read.c != 1) {
+        err_set(err, ERR_UNSUPPORTED, "tensor, pipeline and context parallelism are not built yet (%s)",
+                text);
+        return err_hint(err, "use --layout d%d", ranks);
+    }
+    *layout = read;
+    return true;
+}
+
+void layout_print(const struct layout *layout, char *text, size_t text_bytes)
+{
+    snprintf(text, text_bytes, "d%dt%dp%dc%d", layout->d, layout->t, layout->p, layout->c);
+}
