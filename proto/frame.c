@@ -131,8 +131,8 @@ size_t frame_budget(size_t count)
     return 16 * count + (64 << 10);
 }
 
-bool frame_unpack(ProtobufCMessage **message, const ProtobufCMessageDescriptor *descriptor, const unsigned char *bytes,
-                  size_t count, size_t budget, struct err *err)
+bool frame_unpack(ProtobufCMessage **message, const ProtobufCMessageDescriptor *descriptor,
+                  const unsigned char *bytes, size_t count, size_t budget, struct err *err)
 {
     struct budget left = {budget};
     ProtobufCAllocator allocator = {budget_alloc, budget_free, &left};
