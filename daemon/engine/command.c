@@ -1,4 +1,5 @@
-/* Names and legality of commands, from the tables in command.h. Both threads and the tests use this; it knows no MPI. */
+/* Names and legality of commands, from the tables in command.h. Both threads and the tests use this; it knows
+ * no MPI. */
 #include "command.h"
 
 #include <stdio.h>
@@ -76,7 +77,8 @@ bool command_legal(enum command_kind kind, enum engine_state state, struct err *
         return true;
     char legal[128];
     list_states(commands[kind].states, legal, sizeof legal);
-    err_set(err, ERR_STATE, "%s is not possible while the daemon is %s", commands[kind].name, state_names[state]);
+    err_set(err, ERR_STATE, "%s is not possible while the daemon is %s", commands[kind].name,
+            state_names[state]);
     err_why(err, "it is possible while it is %s", legal);
     return err_hint(err, "%s", what_helps(state));
 }

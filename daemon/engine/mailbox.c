@@ -1,6 +1,6 @@
-/* One mutex, two rings, two slots. Nothing is done under the lock but copying, so neither thread ever waits for the
- * other's work. A command that was accepted holds one of LIMIT_COMMAND_QUEUE places until its reply has been taken:
- * that is the reserved reply slot. */
+/* One mutex, two rings, two slots. Nothing is done under the lock but copying, so neither thread ever waits
+ * for the other's work. A command that was accepted holds one of LIMIT_COMMAND_QUEUE places until its reply
+ * has been taken: that is the reserved reply slot. */
 #include "mailbox.h"
 
 #include <errno.h>
