@@ -1,6 +1,6 @@
-/* Qwen3's tensors, one row each: which row of a unit, its name on the hub, rows, columns (0: a vector), whether it is a
- * norm. C hidden, Q = Hq D, K = Hk D, D head_dim, F ffn, V vocabulary. Rows that are read by one product after another
- * (q k v, gate up) stand side by side. Private to this folder. */
+/* Qwen3's tensors, one row each: which row of a unit, its name on the hub, rows, columns (0: a vector),
+ * whether it is a norm. C hidden, Q = Hq D, K = Hk D, D head_dim, F ffn, V vocabulary. Rows that are read by
+ * one product after another (q k v, gate up) stand side by side. Private to this folder. */
 #pragma once
 
 // clang-format off

@@ -1,13 +1,14 @@
-/* The forward pass is written once, as calls of ops on values; each op records what its backward needs, and the
- * backward pass plays the tape from the end. Recompute drops a block's records and replays the block.
+/* The forward pass is written once, as calls of ops on values; each op records what its backward needs, and
+ * the backward pass plays the tape from the end. Recompute drops a block's records and replays the block.
  *
- * Weights come and go by unit: `tape_unit_begin` asks the host of the tape (the engine, over shard/) to gather a unit,
- * `tape_unit_end` lets it go; in the backward the same marks, met in reverse, gather it again, and hand its finished
- * weight gradients over to be reduced. The tape knows nothing of ranks.
+ * Weights come and go by unit: `tape_unit_begin` asks the host of the tape (the engine, over shard/) to
+ * gather a unit, `tape_unit_end` lets it go; in the backward the same marks, met in reverse, gather it again,
+ * and hand its finished weight gradients over to be reduced. The tape knows nothing of ranks.
  *
- * Memory: activations lie on one stack arena, freed as the tape is played back; gradients of activations on a second,
- * reset at every block's boundary, the residual stream's in two buffers that alternate. Played over planning arenas with
- * the planning kernels, the same calls say how large they must be (design law 7). Owner: the engine's thread. */
+ * Memory: activations lie on one stack arena, freed as the tape is played back; gradients of activations,
+ * scratch and what the forward needs only for a moment on a second, reset at every block's boundary, with the
+ * residual stream's one gradient at its bottom. Played over planning arenas with the planning kernels, the
+ * same calls say how large they must be (design law 7). Owner: the engine's thread. */
 #pragma once
 
 #include "arena.h"
@@ -20,23 +21,29 @@
 
 /* One packed micro-batch on the device. All pointers device memory, tokens (rows) T including padding. */
 struct batch {
-    int64_t tokens;             /* T, a multiple of 64 */
+    int64_t tokens; /* T, a multiple of 64 */
     int64_t sequences, longest;
-    int64_t used_tokens;        /* without the padding */
-    const int32_t *token_ids;   /* [T] */
-    const int32_t *labels;      /* [T], -1: not trained */
-    const int32_t *positions;   /* [T] */
-    const int32_t *starts;      /* [sequences + 1] */
+    int64_t used_tokens;      /* without the padding */
+    const int32_t *token_ids; /* [T] */
+    const int32_t *labels;    /* [T], -1: not trained */
+    const int32_t *positions; /* [T] */
+    const int32_t *starts;    /* [sequences + 1] */
 };
 
-/* What the tape asks of whoever owns the parameters. Unit weights are whole (gathered), in the compute dtype; gradient
- * buffers are whole units in fp32, every element written before unit_reduce. slot 0, or 1 for a tied head's use of the
- * embedding (whose gradient is reduced apart). */
+/* What the tape asks of whoever owns the parameters. Unit weights are whole (gathered), in the compute dtype;
+ * gradient buffers are whole units in fp32, every element written (0 between tensors) before unit_reduce.
+ * slot 0, or 1 for a tied head's use of the embedding (whose gradient is reduced apart).
+ *
+ * Order of calls of a training run, L layers: gather 0, release 0; for each block gather, release; then
+ * gather L+1 (tied: gather 0 too), the head forward and backward, reduce (L+1, 0) (tied: reduce (0, 1),
+ * release 0), release L+1; for each block from the last gather, reduce, release; reduce (0, 0). At most two
+ * units are held at a time. Without training: the gathers and releases of the first half. */
 struct tape_host {
     void *context;
-    void *(*unit_gather)(void *context, int32_t unit);              /* its flat buffer, valid until released */
+    void *(*unit_gather)(void *context, int32_t unit); /* its flat buffer, valid until released */
     void (*unit_release)(void *context, int32_t unit);
-    float *(*unit_gradient)(void *context, int32_t unit, int32_t slot); /* where this micro-batch's leaf is written */
+    float *(*unit_gradient)(void *context, int32_t unit,
+                            int32_t slot); /* where this micro-batch's leaf is written */
     void (*unit_reduce)(void *context, int32_t unit, int32_t slot); /* the leaf is complete */
 };
 
@@ -50,11 +57,13 @@ struct tape_plan {
 struct model {
     struct model_config config;
     struct param_table params;
-    enum dtype compute;         /* DTYPE_F32 or DTYPE_BF16 */
-    bool recompute;             /* by block */
-    float *rope_cosines, *rope_sines; /* device, [positions planned][head_dim/2] fp32, formed as transformers forms them */
+    enum dtype compute; /* DTYPE_F32 or DTYPE_BF16 */
+    bool recompute;     /* by block */
+    float *rope_cosines,
+        *rope_sines; /* device, [positions planned][head_dim/2] fp32, formed as transformers forms them */
     int64_t rope_positions;
     struct device *device;
+    struct tape *tape; /* host memory: the records of the run under way, reused by every run */
 };
 
 /* Takes the RoPE tables for sequences of up to `positions` tokens. */
@@ -64,14 +73,17 @@ bool model_reserve_positions(struct model *model, int64_t positions, struct err 
 void model_done(struct model *model);
 
 /* What micro-batches of up to these sizes need; training = false: evaluation, forward only. */
-struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t sequences, int64_t longest, bool training);
+struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t sequences, int64_t longest,
+                            bool training);
 
-/* Forward over the batch; logprob[T] (device, on the activation arena until the next call) gets each labelled token's
- * log-probability, and *nll (device double) minus their sum. training: also the backward, which hands every unit's
+/* Forward over the batch; logprob[T] (device, on the activation arena until the next call) gets each labelled
+ * token's log-probability, 0 where there is no label, and *logprob_sum (device double) their sum: minus the
+ * loss. The two arenas are reset to empty first. training: also the backward, which hands every unit's
  * gradient of the summed loss to the host. Seconds are wall-clock, forward includes the head's products. */
 struct model_pass {
     double forward_s, backward_s;
     const float *logprob;
 };
 void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
-               struct arena *activations, struct arena *gradients, double *nll, bool training, struct model_pass *pass);
+               struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
+               struct model_pass *pass);
