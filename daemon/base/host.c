@@ -1,0 +1,87 @@
+#include "host.h"
+
+#include <inttypes.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int host_take_cores(int local_rank, int local_ranks, bool keep)
+{
+    cpu_set_t usable, share;
+    if (keep) {
+        sched_getaffinity(0, sizeof usable, &usable);
+        return CPU_COUNT(&usable);
+    }
+    memset(&usable, 0xff, sizeof usable);
+    sched_setaffinity(0, sizeof usable, &usable); /* the kernel intersects it with what the cgroup allows */
+    sched_getaffinity(0, sizeof usable, &usable);
+    int cores = CPU_COUNT(&usable);
+    if (local_ranks > cores)
+        return 1; /* more ranks than cores: let the scheduler move them */
+    int first = cores * local_rank / local_ranks, past = cores * (local_rank + 1) / local_ranks;
+    CPU_ZERO(&share);
+    for (int cpu = 0, i = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &usable))
+            continue;
+        if (i >= first && i < past)
+            CPU_SET(cpu, &share);
+        i++;
+    }
+    sched_setaffinity(0, sizeof share, &share);
+    return past - first;
+}
+
+/* The number after `key` in a file of "key value" lines, or the first number where key is "". -1: none. */
+static int64_t read_number(const char *path, const char *key)
+{
+    char line[256];
+    int64_t number = -1;
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return -1;
+    while (number < 0 && fgets(line, sizeof line, file))
+        if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%" SCNd64, &number) != 1)
+            number = -1;
+    fclose(file);
+    return number;
+}
+
+int64_t host_memory_available(int local_ranks)
+{
+    int64_t available = read_number("/proc/meminfo", "MemAvailable:");
+    available = available < 0 ? INT64_MAX : available * 1024;
+    static const char *const groups[][3] = {
+        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+         "/sys/fs/cgroup/memory/memory.stat"}};
+    for (int i = 0; i < 2; i++) {
+        int64_t most = read_number(groups[i][0], ""), used = read_number(groups[i][1], "");
+        int64_t cache = read_number(groups[i][2], "inactive_file "); /* given back when asked for */
+        if (most > 0 && used >= 0 && most - used + (cache > 0 ? cache : 0) < available)
+            available = most - used + (cache > 0 ? cache : 0);
+    }
+    return available / 20 * 19 / local_ranks;
+}
+
+bool host_memory_fits(int64_t bytes, int local_ranks, const char *what, struct err *err)
+{
+    int64_t available = host_memory_available(local_ranks);
+    if (bytes <= available)
+        return true;
+    err_set(err, ERR_MEMORY, "%s needs %.2f GiB on this rank, and %.2f GiB are there", what,
+            (double)bytes / (1 << 30), (double)available / (1 << 30));
+    return err_hint(err, "use more ranks or hosts, a policy with fewer bytes, a smaller micro-batch, or --recompute block");
+}
+
+int64_t host_resident_bytes(void)
+{
+    long pages = 0, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%ld %ld", &pages, &resident) != 2)
+        resident = 0;
+    fclose(file);
+    return (int64_t)resident * sysconf(_SC_PAGESIZE);
+}

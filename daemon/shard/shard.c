@@ -1,0 +1,277 @@
+/* Cutting units into shards, gathering weights. Gradients are in shard_gradient.c. */
+#include "shard.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BUFFER_EMBEDDING, BUFFER_BLOCK, BUFFER_HEAD, BUFFER_KINDS };
+
+/* A unit is one of three kinds, which differ in size and are in use at the same time. */
+static int32_t unit_kind(const struct param_table *params, int32_t unit)
+{
+    return unit == 0 ? BUFFER_EMBEDDING : unit == params->unit_count - 1 ? BUFFER_HEAD : BUFFER_BLOCK;
+}
+
+static int64_t shard_elements_of(int64_t elements, int32_t ranks)
+{
+    int64_t blocks = (elements + STATE_ALIGNMENT - 1) / STATE_ALIGNMENT;
+    return (blocks + ranks - 1) / ranks * STATE_ALIGNMENT;
+}
+
+static bool is_resident(int32_t ranks)
+{
+    return ranks == 1; /* with nobody to share with, releasing a unit would only mean converting it again */
+}
+
+/* The sizes of everything, in one place for shard_bytes and shard_init. */
+struct sizes {
+    int64_t widest[BUFFER_KINDS]; /* elements of the largest padded unit of each kind */
+    int64_t widest_shard;
+    int64_t gathered; /* elements of all gathered buffers */
+    int64_t sums;     /* elements of all gradient sums */
+    int64_t parts_bytes, received_bytes;
+};
+
+static struct sizes sizes_of(const struct param_table *params, bool tied, const struct shard_options *options,
+                             int32_t ranks)
+{
+    struct sizes s = {0};
+    for (int32_t u = 0; u < params->unit_count; u++) {
+        int64_t shard = shard_elements_of(params->units[u].elements, ranks);
+        int32_t kind = unit_kind(params, u);
+        if (shard * ranks > s.widest[kind])
+            s.widest[kind] = shard * ranks;
+        if (shard > s.widest_shard)
+            s.widest_shard = shard;
+        s.gathered += is_resident(ranks) ? shard : 0;
+        s.sums += shard * options->levels * (u == 0 && tied ? 2 : 1);
+    }
+    int64_t widest = 0;
+    for (int kind = 0; kind < BUFFER_KINDS; kind++) {
+        s.gathered += is_resident(ranks) ? 0 : s.widest[kind];
+        widest = s.widest[kind] > widest ? s.widest[kind] : widest;
+    }
+    /* One rank adds its leaf as it is, unless the wire's rounding is asked for. */
+    s.parts_bytes = ranks == 1 && options->reduce == DTYPE_F32 ? 0 : widest * 4;
+    s.received_bytes = s.parts_bytes + s.widest_shard * 4;
+    return s;
+}
+
+int64_t shard_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
+                    int32_t ranks)
+{
+    struct sizes s = sizes_of(params, tied, options, ranks);
+    int64_t bytes = s.gathered * (int64_t)dtype_bytes(options->compute) + s.received_bytes;
+    bytes += s.sums * (int64_t)dtype_bytes(options->accumulate) + s.widest_shard / STATE_ALIGNMENT * 8;
+    for (int kind = 0; kind < BUFFER_KINDS; kind++)
+        bytes += s.widest[kind] * 4;
+    return bytes;
+}
+
+/* The pieces of the unit's tensors that fall into rank's range. Returns how many; writes them if segments is
+ * given. */
+static int32_t cut_unit(const struct param_table *params, int32_t unit, int64_t shard_elements, int32_t rank,
+                        struct optimizer_segment *segments)
+{
+    int32_t count = 0;
+    int64_t first = shard_elements * rank, past = first + shard_elements;
+    for (int32_t i = 0; i < params->units[unit].count; i++) {
+        int32_t tensor = params->units[unit].first + i;
+        const struct param *p = &params->params[tensor];
+        int64_t from = p->unit_offset > first ? p->unit_offset : first;
+        int64_t to = p->unit_offset + p->elements < past ? p->unit_offset + p->elements : past;
+        if (from >= to)
+            continue;
+        if (segments)
+            segments[count] = (struct optimizer_segment){.tensor = tensor,
+                                                         .decays = p->decay,
+                                                         .offset = from - first,
+                                                         .elements = to - from,
+                                                         .index = p->index0 + (from - p->unit_offset)};
+        count++;
+    }
+    return count;
+}
+
+static bool take(struct shard *shard, void **memory, int64_t bytes, const char *what, struct err *err)
+{
+    *memory = bytes > 0 ? device_allocate(shard->device, (size_t)bytes) : NULL;
+    return bytes == 0 || *memory ||
+           err_set(err, ERR_MEMORY, "%lld bytes for %s do not fit", (long long)bytes, what);
+}
+
+static bool take_buffers(struct shard *shard, const struct sizes *s, struct err *err)
+{
+    bool resident = is_resident(shard->comm->ranks);
+    shard->buffer_count = resident ? shard->unit_count : BUFFER_KINDS;
+    shard->buffers = calloc((size_t)shard->buffer_count, sizeof *shard->buffers);
+    INVARIANT(shard->buffers != NULL);
+    for (int32_t u = 0; u < shard->unit_count; u++) {
+        int32_t kind = unit_kind(shard->params, u);
+        shard->units[u].leaf = kind;
+        shard->units[u].buffer = resident ? u : kind;
+        if (resident)
+            shard->buffers[u].elements = shard->units[u].shard_elements;
+    }
+    bool done = true;
+    for (int32_t b = 0; b < shard->buffer_count && done; b++) {
+        struct shard_buffer *buffer = &shard->buffers[b];
+        buffer->holds = -1;
+        if (!resident)
+            buffer->elements = s->widest[b];
+        done = take(shard, &buffer->memory, buffer->elements * (int64_t)dtype_bytes(shard->options.compute),
+                    "gathered weights", err);
+    }
+    for (int kind = 0; kind < BUFFER_KINDS && done; kind++) {
+        shard->leaves[kind].elements = s->widest[kind];
+        done = take(shard, &shard->leaves[kind].memory, s->widest[kind] * 4, "a unit's gradient", err);
+    }
+    return done;
+}
+
+static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, struct err *err)
+{
+    int64_t bytes = (int64_t)dtype_bytes(shard->options.accumulate);
+    for (int32_t u = 0; u < shard->unit_count; u++)
+        for (int slot = 0; slot < (u == 0 && tied ? 2 : 1); slot++)
+            for (int32_t level = 0; level < shard->options.levels; level++)
+                if (!take(shard, &shard->units[u].sums[slot].levels[level],
+                          shard->units[u].shard_elements * bytes, "gradients", err))
+                    return false;
+    shard->parts_bytes = (size_t)s->parts_bytes;
+    shard->received_bytes = (size_t)s->received_bytes;
+    shard->squares_bytes = (size_t)(s->widest_shard / STATE_ALIGNMENT) * sizeof(double);
+    shard->squares_host = malloc(shard->squares_bytes * (size_t)shard->comm->ranks);
+    INVARIANT(shard->squares_host != NULL);
+    return take(shard, (void **)&shard->received, s->received_bytes, "the exchange of gradients", err) &&
+           take(shard, (void **)&shard->squares_device, (int64_t)shard->squares_bytes, "the gradient norm",
+                err);
+}
+
+bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
+                const struct param_table *params, bool tied, const struct shard_options *options,
+                struct err *err)
+{
+    *shard = (struct shard){.comm = comm, .device = device, .params = params, .options = *options};
+    if (comm->ranks > SHARD_RANKS_MAX)
+        return err_set(err, ERR_UNSUPPORTED, "the data axis has %d ranks, and at most %d are built",
+                       comm->ranks, SHARD_RANKS_MAX);
+    INVARIANT(options->levels >= 1 && options->levels <= SHARD_LEVELS_MAX);
+    INVARIANT(!options->lanes || options->accumulate == DTYPE_F32);
+    shard->unit_count = params->unit_count;
+    shard->units = calloc((size_t)shard->unit_count, sizeof *shard->units);
+    shard->gradients = calloc((size_t)shard->unit_count, sizeof *shard->gradients);
+    shard->segments = calloc((size_t)params->count, sizeof *shard->segments); /* at most one piece a tensor */
+    INVARIANT(shard->units && shard->gradients && shard->segments);
+    int32_t segments = 0;
+    for (int32_t u = 0; u < shard->unit_count; u++) {
+        struct shard_unit *unit = &shard->units[u];
+        unit->shard_elements = shard_elements_of(params->units[u].elements, comm->ranks);
+        unit->segment_first = segments;
+        unit->segment_count =
+            cut_unit(params, u, unit->shard_elements, comm->rank, shard->segments + segments);
+        segments += unit->segment_count;
+    }
+    struct sizes s = sizes_of(params, tied, options, comm->ranks);
+    if (take_buffers(shard, &s, err) && take_sums(shard, tied, &s, err))
+        return true;
+    shard_done(shard);
+    return false;
+}
+
+void shard_done(struct shard *shard)
+{
+    struct device *device = shard->device;
+    if (!device)
+        return;
+    size_t compute = dtype_bytes(shard->options.compute), accumulate = dtype_bytes(shard->options.accumulate);
+    for (int32_t b = 0; shard->buffers && b < shard->buffer_count; b++)
+        device_release(device, shard->buffers[b].memory, (size_t)shard->buffers[b].elements * compute);
+    for (int kind = 0; kind < BUFFER_KINDS; kind++)
+        device_release(device, shard->leaves[kind].memory, (size_t)shard->leaves[kind].elements * 4);
+    for (int32_t u = 0; shard->units && u < shard->unit_count; u++)
+        for (int slot = 0; slot < 2; slot++)
+            for (int level = 0; level < SHARD_LEVELS_MAX; level++)
+                device_release(device, shard->units[u].sums[slot].levels[level],
+                               (size_t)shard->units[u].shard_elements * accumulate);
+    device_release(device, shard->received, shard->received_bytes);
+    device_release(device, shard->squares_device, shard->squares_bytes);
+    free(shard->squares_host);
+    free(shard->buffers);
+    free(shard->segments);
+    free(shard->gradients);
+    free(shard->units);
+    *shard = (struct shard){0};
+}
+
+struct optimizer_plan shard_optimizer_plan(const struct shard *shard, struct optimizer_unit_plan *units)
+{
+    for (int32_t u = 0; u < shard->unit_count; u++)
+        units[u] = (struct optimizer_unit_plan){.elements = shard->units[u].shard_elements,
+                                                .segment_count = shard->units[u].segment_count,
+                                                .segments = shard->segments + shard->units[u].segment_first};
+    return (struct optimizer_plan){
+        .unit_count = shard->unit_count, .tensor_count = shard->params->count, .units = units};
+}
+
+void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t unit)
+{
+    struct shard_buffer *buffer = &shard->buffers[shard->units[unit].buffer];
+    if (buffer->holds == unit)
+        return buffer->memory;
+    size_t each = (size_t)shard->units[unit].shard_elements * dtype_bytes(shard->options.compute);
+    char *mine = (char *)buffer->memory + each * (size_t)shard->comm->rank;
+    optimizer_compute_copy(optimizer, unit, mine, shard->options.compute);
+    comm_all_gather(shard->comm, buffer->memory, each);
+    buffer->holds = unit;
+    return buffer->memory;
+}
+
+void shard_weights_changed(struct shard *shard)
+{
+    for (int32_t b = 0; b < shard->buffer_count; b++)
+        shard->buffers[b].holds = -1;
+}
+
+int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset)
+{
+    int64_t at = shard->units[unit].shard_elements * rank + offset;
+    const struct param_unit *u = &shard->params->units[unit];
+    for (int32_t i = u->first; i < u->first + u->count; i++) {
+        const struct param *p = &shard->params->params[i];
+        if (at >= p->unit_offset && at < p->unit_offset + p->elements)
+            return i;
+    }
+    return -1;
+}
+
+void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
+{
+    static const char *const kinds[BUFFER_KINDS] = {"embedding", "blocks", "head"};
+    int64_t compute = (int64_t)dtype_bytes(shard->options.compute);
+    int64_t accumulate = (int64_t)dtype_bytes(shard->options.accumulate);
+    for (int32_t b = 0; b < shard->buffer_count; b++) {
+        char name[64];
+        snprintf(name, sizeof name, shard->buffer_count == BUFFER_KINDS ? "%s" : "unit %2$d",
+                 shard->buffer_count == BUFFER_KINDS ? kinds[b] : "", b);
+        row(context, name, "gathered", shard->options.compute, shard->buffers[b].elements,
+            shard->buffers[b].elements * compute);
+    }
+    for (int kind = 0; kind < BUFFER_KINDS; kind++)
+        row(context, kinds[kind], "gradient.leaf", DTYPE_F32, shard->leaves[kind].elements,
+            shard->leaves[kind].elements * 4);
+    for (int32_t u = 0; u < shard->unit_count; u++) {
+        char name[64];
+        snprintf(name, sizeof name, "unit %d", u);
+        int64_t elements = 0;
+        for (int slot = 0; slot < 2; slot++)
+            for (int level = 0; level < SHARD_LEVELS_MAX; level++)
+                elements += shard->units[u].sums[slot].levels[level] ? shard->units[u].shard_elements : 0;
+        row(context, name, "gradient", shard->options.accumulate, elements, elements * accumulate);
+    }
+    row(context, "exchange", "scratch", DTYPE_U8, (int64_t)shard->received_bytes,
+        (int64_t)shard->received_bytes);
+    row(context, "norm", "scratch", DTYPE_F64, (int64_t)shard->squares_bytes / 8,
+        (int64_t)shard->squares_bytes);
+}

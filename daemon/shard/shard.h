@@ -1,0 +1,107 @@
+/* ZeRO storage (Rajbhandari et al. 2020, stage 3) over the data axis: who owns which piece of every unit,
+ * gathering a unit's weights before use, and summing its gradients onto the owner.
+ *
+ * A unit's flat buffer (model/params.h) is padded to ranks * shard_elements; rank r owns elements
+ * r*shard_elements on, a multiple of 256. Gathered weights are in the compute dtype; a gathered unit is kept
+ * until its buffer is needed for another unit or the weights change, so the last block of the forward is
+ * there for the backward. With one rank every unit has its own buffer and is gathered once an update.
+ *
+ * Gradients: one micro-batch of all ranks at a time gives up to `ranks` leaves. They are exchanged all-to-all
+ * and added on the owner in the order of a fixed binary tree over ranks; absent ranks are skipped, not added
+ * as zero. plain   the sums of successive micro-batches are accumulated in order (fp32 or bf16); lanes leaves
+ * are numbered round*L + lane and summed by one fixed binary tree over their numbers, so that the bits depend
+ * on L and not on the ranks (design section 6). A binary counter holds 1 + log2(leaves/ranks) partial sums.
+ * A tied head's gradient (slot 1 of unit 0) is reduced apart and added once at the end.
+ *
+ * Owner: the engine's thread. Everything lives in device memory, taken in shard_init; nothing is allocated in
+ * a step. */
+#pragma once
+
+#include "comm.h"
+#include "optimizer.h"
+#include "params.h"
+
+#define SHARD_RANKS_MAX  64 /* of the tree over ranks: its presence mask is one word */
+#define SHARD_LEVELS_MAX 40
+
+struct shard_options {
+    enum dtype compute, accumulate, reduce;
+    bool lanes;     /* the reproducible reduction */
+    int32_t levels; /* of its binary counter: 1 + ceil(log2(leaves/ranks)); 1 when plain */
+};
+
+struct shard_buffer { /* gathered weights */
+    void *memory;
+    int64_t elements;
+    int32_t holds; /* the unit whose present weights are in it, or -1 */
+};
+
+struct shard_sum { /* one unit's, one use's gradient on this rank's shard */
+    void *levels[SHARD_LEVELS_MAX];
+    uint64_t filled; /* bit i: levels[i] holds a partial sum */
+};
+
+struct shard_unit {
+    int64_t shard_elements;
+    int32_t buffer, leaf; /* which gathered buffer and which leaf buffer serve it */
+    int32_t segment_first, segment_count;
+    struct shard_sum sums[2];
+    void *gradient; /* after shard_gradients_finish, or NULL */
+};
+
+struct shard {
+    struct comm *comm;
+    struct device *device;
+    const struct param_table *params;
+    struct shard_options options;
+    int32_t unit_count, buffer_count;
+    struct shard_unit *units;
+    struct optimizer_segment *segments; /* of all units */
+    struct shard_buffer *buffers;
+    struct shard_buffer leaves[3]; /* whole units in fp32, where a micro-batch's gradient is written */
+    char *received;                /* parts of the exchange, then the sum of this rank's part */
+    size_t received_bytes, parts_bytes;
+    double *squares_device, *squares_host;
+    size_t squares_bytes;   /* of squares_device; the host's holds all ranks' */
+    const void **gradients; /* [unit_count], as the optimizer takes them */
+    uint64_t present;       /* of the leaves being computed: bit r, rank r has one */
+    int64_t group;          /* their number: leaf / ranks */
+};
+
+/* How this rank's shard is cut: fills units[].shard_elements and the segments without taking device memory.
+ */
+bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
+                const struct param_table *params, bool tied, const struct shard_options *options,
+                struct err *err) MUST_USE;
+void shard_done(struct shard *shard); /* takes zeroed and half-built ones */
+int64_t shard_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
+                    int32_t ranks);
+
+/* The optimizer's plan of this rank's shard: units is the caller's, [unit_count]; segments stay the shard's.
+ */
+struct optimizer_plan shard_optimizer_plan(const struct shard *shard, struct optimizer_unit_plan *units);
+
+/* The whole unit in the compute dtype, until the buffer is needed for another. */
+void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t unit);
+void shard_weights_changed(struct shard *shard);
+
+void shard_gradients_begin(struct shard *shard); /* a new global batch */
+void shard_leaves_begin(struct shard *shard, int64_t group, uint64_t present);
+float *shard_leaf(struct shard *shard, int32_t unit); /* where this rank writes its leaf, padding untouched */
+void shard_reduce(struct shard *shard, int32_t unit, int32_t slot);
+void shard_leaves_absent(struct shard *shard);    /* instead of all shard_reduce, where no rank has a leaf */
+void shard_gradients_finish(struct shard *shard); /* fills gradients[] */
+
+/* The sum of squares of the whole gradient: each distinct element once, in double, sums over fixed blocks of
+ * 256 added in table order; equal bits on every rank and for every number of ranks. *bad_rank, *bad_tensor:
+ * where a block is not finite (the first in table order), or -1. */
+double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *bad_tensor);
+
+/* The parameter (row of the table) that holds element `offset` of a rank's shard of a unit, or -1 for
+ * padding. */
+int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset);
+
+/* Every allocation of the shard, for audit. */
+typedef void (*shard_row_fn)(void *context, const char *name, const char *kind, enum dtype dtype,
+                             int64_t elements, int64_t bytes);
+void shard_rows(const struct shard *shard, shard_row_fn row, void *context);

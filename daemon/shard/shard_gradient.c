@@ -1,0 +1,177 @@
+/* Summing gradients onto their owners: the exchange, the tree over ranks, the accumulation over
+ * micro-batches. */
+#include "shard.h"
+
+#include <math.h>
+
+void shard_gradients_begin(struct shard *shard)
+{
+    for (int32_t u = 0; u < shard->unit_count; u++) {
+        shard->units[u].sums[0].filled = shard->units[u].sums[1].filled = 0;
+        shard->units[u].gradient = NULL;
+    }
+}
+
+void shard_leaves_begin(struct shard *shard, int64_t group, uint64_t present)
+{
+    shard->group = group;
+    shard->present = present;
+}
+
+float *shard_leaf(struct shard *shard, int32_t unit)
+{
+    return shard->leaves[shard->units[unit].leaf].memory;
+}
+
+/* This rank's part of the sum over ranks of the leaves just written, in the tree's order. */
+static float *sum_over_ranks(struct shard *shard, int32_t unit)
+{
+    const struct kernels *k = shard->device->kernels;
+    struct queue *q = shard->device->queue;
+    int64_t n = shard->units[unit].shard_elements;
+    int32_t ranks = shard->comm->ranks;
+    float *leaf = shard_leaf(shard, unit);
+    if (shard->parts_bytes == 0)
+        return leaf;
+    float *sum = (float *)(shard->received + shard->parts_bytes);
+    if (shard->options.reduce == DTYPE_F32) {
+        comm_exchange(shard->comm, shard->received, leaf, (size_t)n * 4);
+        k->tree_sum(q, sum, shard->received, n, n, ranks, shard->present, DTYPE_F32);
+    } else { /* rounded once, as it goes on the wire: the parts' halves of the buffer hold what is sent and
+                received */
+        char *sent = shard->received, *got = shard->received + shard->parts_bytes / 2;
+        k->cast(q, sent, leaf, n * ranks, DTYPE_BF16, DTYPE_F32);
+        comm_exchange(shard->comm, got, sent, (size_t)n * 2);
+        k->tree_sum(q, sum, got, n, n, ranks, shard->present, DTYPE_BF16);
+    }
+    return sum;
+}
+
+/* Plain: one total, in the order of the micro-batches. */
+static void add_in_order(struct shard *shard, struct shard_sum *total, const float *sum, int64_t n)
+{
+    const struct kernels *k = shard->device->kernels;
+    if (total->filled)
+        k->accumulate(shard->device->queue, total->levels[0], sum, n, shard->options.accumulate);
+    else
+        k->cast(shard->device->queue, total->levels[0], sum, n, shard->options.accumulate, DTYPE_F32);
+    total->filled = 1;
+}
+
+/* Lanes: a binary counter. Level i holds the sum of a subtree of 2^i groups; adding group g carries through
+ * the levels where g has ones, exactly the merges that the fixed tree makes. An absent node leaves its
+ * sibling as it is. */
+static void add_in_tree(struct shard *shard, struct shard_sum *counter, float *sum, bool present, int64_t n)
+{
+    const struct kernels *k = shard->device->kernels;
+    struct queue *q = shard->device->queue;
+    int level = 0;
+    for (int64_t g = shard->group; g & 1; g >>= 1, level++) {
+        if (!(counter->filled >> level & 1))
+            continue;
+        if (present)
+            k->accumulate(q, sum, counter->levels[level], n, DTYPE_F32);
+        else
+            k->cast(q, sum, counter->levels[level], n, DTYPE_F32, DTYPE_F32);
+        counter->filled &= ~(1ull << level);
+        present = true;
+    }
+    INVARIANT(level < shard->options.levels);
+    if (!present)
+        return;
+    k->cast(q, counter->levels[level], sum, n, DTYPE_F32, DTYPE_F32);
+    counter->filled |= 1ull << level;
+}
+
+void shard_reduce(struct shard *shard, int32_t unit, int32_t slot)
+{
+    struct shard_unit *u = &shard->units[unit];
+    if (u->shard_elements == 0)
+        return;
+    float *sum = sum_over_ranks(shard, unit);
+    if (shard->options.lanes)
+        add_in_tree(shard, &u->sums[slot], sum, true, u->shard_elements);
+    else
+        add_in_order(shard, &u->sums[slot], sum, u->shard_elements);
+}
+
+void shard_leaves_absent(struct shard *shard)
+{
+    for (int32_t unit = 0; unit < shard->unit_count && shard->options.lanes; unit++)
+        for (int slot = 0; slot < 2; slot++) {
+            struct shard_unit *u = &shard->units[unit];
+            float *spare = shard->parts_bytes ? (float *)(shard->received + shard->parts_bytes)
+                                              : shard_leaf(shard, unit);
+            add_in_tree(shard, &u->sums[slot], spare, false, u->shard_elements);
+        }
+}
+
+/* What is left in the counter, from the last leaves to the first; NULL when nothing was ever added. */
+static void *finish_sum(struct shard *shard, struct shard_sum *counter, int64_t n)
+{
+    void *total = NULL;
+    for (int level = 0; level < shard->options.levels; level++) {
+        if (!(counter->filled >> level & 1))
+            continue;
+        if (total)
+            shard->device->kernels->accumulate(shard->device->queue, counter->levels[level], total, n,
+                                               DTYPE_F32);
+        total = counter->levels[level];
+    }
+    return total;
+}
+
+void shard_gradients_finish(struct shard *shard)
+{
+    const struct kernels *k = shard->device->kernels;
+    struct queue *q = shard->device->queue;
+    for (int32_t unit = 0; unit < shard->unit_count; unit++) {
+        struct shard_unit *u = &shard->units[unit];
+        void *gradient = finish_sum(shard, &u->sums[0], u->shard_elements);
+        void *second = finish_sum(shard, &u->sums[1], u->shard_elements);
+        if (second) { /* a tied head's use of the embedding, through fp32 whatever it was accumulated in */
+            float *wide = second;
+            if (shard->options.accumulate != DTYPE_F32) {
+                wide = shard_leaf(shard, unit);
+                k->cast(q, wide, second, u->shard_elements, DTYPE_F32, shard->options.accumulate);
+            }
+            k->accumulate(q, gradient, wide, u->shard_elements, shard->options.accumulate);
+        }
+        u->gradient = gradient;
+        shard->gradients[unit] = gradient;
+    }
+}
+
+/* The first block that is not finite; fills where it is if this is the first seen. */
+static void find_bad(const struct shard *shard, const double *blocks, int64_t count, int32_t rank,
+                     int32_t unit, int32_t *bad_rank, int32_t *bad_tensor)
+{
+    for (int64_t b = 0; b < count && *bad_rank < 0; b++)
+        if (!isfinite(blocks[b])) {
+            *bad_rank = rank;
+            *bad_tensor = shard_tensor_at(shard, rank, unit, b * STATE_ALIGNMENT);
+        }
+}
+
+double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *bad_tensor)
+{
+    double sum = 0;
+    *bad_rank = *bad_tensor = -1;
+    for (int32_t unit = 0; unit < shard->unit_count; unit++) {
+        int64_t n = shard->units[unit].shard_elements, blocks = n / STATE_ALIGNMENT;
+        size_t each = (size_t)blocks * sizeof(double);
+        double *all = shard->squares_host, *mine = all + blocks * shard->comm->rank;
+        shard->device->kernels->block_squares(shard->device->queue, shard->squares_device,
+                                              shard->gradients[unit], n, shard->options.accumulate);
+        device_copy_out(shard->device, mine, shard->squares_device, each);
+        comm_all_gather_host(shard->comm, all, mine, each);
+        for (int32_t r = 0; r < shard->comm->ranks; r++) {
+            double before = sum;
+            for (int64_t b = 0; b < blocks; b++)
+                sum += all[blocks * r + b];
+            if (isfinite(before) && !isfinite(sum))
+                find_bad(shard, all + blocks * r, blocks, r, unit, bad_rank, bad_tensor);
+        }
+    }
+    return sum;
+}
