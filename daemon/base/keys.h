@@ -23,7 +23,7 @@ struct key {
     const char *name;          /* dotted: "optimizer.betas" */
     enum key_type type;
     size_t offset, size;       /* in the struct; size for KEY_STRING */
-    double min, max;           /* for numbers, inclusive */
+    double min, max;           /* for numbers, inclusive; both the same: any finite number */
     const char *choices;       /* "sorted|shuffled" */
     const char *help;          /* one line, with the unit and the default */
 };
