@@ -21,7 +21,8 @@ int host_take_cores(int local_rank, int local_ranks, bool keep)
         return 1; /* more ranks than cores: let the scheduler move them */
     int first = cores * local_rank / local_ranks, past = cores * (local_rank + 1) / local_ranks;
     CPU_ZERO(&share);
-    for (int cpu = 0, i = 0; cpu < CPU_SETSIZE; cpu++) {
+    int i = 0;
+    for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         if (!CPU_ISSET(cpu, &usable))
             continue;
         if (i >= first && i < past)
