@@ -77,3 +77,7 @@ bool policy_conversion_exact(const struct policy *from,
 
 const char *weight_format_name(enum weight_format format);
 const char *moment_format_name(enum moment_format format);
+
+/* The types of a format's main and extra array; DTYPE_COUNT for none. Indexed by the format. */
+extern const enum dtype weight_storage[][2];
+extern const enum dtype moment_storage[][2];

@@ -1,0 +1,61 @@
+/* Arrays of one part of a unit: allocate, release, view. */
+#include "arrays.h"
+
+bool arrays_allocate(struct device *device, const struct policy *policy, enum state_part part,
+                     int64_t elements, void *arrays[2])
+{
+    arrays[0] = arrays[1] = NULL;
+    for (int extra = 0; extra < 2; extra++) {
+        int64_t bytes = array_bytes(array_dtype(policy, part, extra), part, extra, elements);
+        if (bytes == 0)
+            continue;
+        arrays[extra] = device_allocate(device, (size_t)bytes);
+        if (!arrays[extra]) {
+            arrays_release(device, policy, part, elements, arrays);
+            return false;
+        }
+    }
+    return true;
+}
+
+void arrays_release(struct device *device, const struct policy *policy, enum state_part part,
+                    int64_t elements, void *arrays[2])
+{
+    for (int extra = 0; extra < 2; extra++) {
+        if (arrays[extra])
+            device_release(device, arrays[extra],
+                           (size_t)array_bytes(array_dtype(policy, part, extra), part, extra, elements));
+        arrays[extra] = NULL;
+    }
+}
+
+void arrays_zero(struct device *device, const struct policy *policy, enum state_part part, int64_t elements,
+                 void *arrays[2])
+{
+    for (int extra = 0; extra < 2; extra++)
+        if (arrays[extra])
+            device_zero(device, arrays[extra],
+                        (size_t)array_bytes(array_dtype(policy, part, extra), part, extra, elements));
+}
+
+struct state_view arrays_view(const struct policy *policy, void *const arrays[STATE_PART_COUNT][2],
+                              int64_t offset)
+{
+    void *at[STATE_PART_COUNT][2];
+    for (int part = 0; part < STATE_PART_COUNT; part++)
+        for (int extra = 0; extra < 2; extra++) {
+            char *memory = arrays[part][extra];
+            enum dtype dtype = array_dtype(policy, (enum state_part)part, extra);
+            at[part][extra] =
+                memory ? memory + array_bytes(dtype, (enum state_part)part, extra, offset) : NULL;
+        }
+    return (struct state_view){.w_format = policy->weight,
+                               .m_format = policy->m,
+                               .v_format = policy->v,
+                               .w = at[STATE_W][0],
+                               .w_extra = at[STATE_W][1],
+                               .m = at[STATE_M][0],
+                               .m_extra = at[STATE_M][1],
+                               .v = at[STATE_V][0],
+                               .v_extra = at[STATE_V][1]};
+}
