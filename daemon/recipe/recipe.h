@@ -1,12 +1,14 @@
 /* A recipe: what `trainctl train` and `trainerd --run` are told about a run (contract section 5).
  *
  * Plain data without pointers, so that it travels in a command as it is. Everything comes from one key table,
- * which gives parsing, --set-style overrides, help and printing. A recipe that parsed has been checked. */
+ * which gives parsing, overrides, help and printing. A recipe that parsed has been checked. */
 #pragma once
 
 #include "err.h"
 #include "keys.h"
 #include "limits.h"
+#include "optimizer_settings.h"
+#include "schedule.h"
 
 #include <stdint.h>
 #include <stdio.h>
@@ -15,13 +17,6 @@
 
 enum recipe_decay { RECIPE_DECAY_MATRICES, RECIPE_DECAY_ALL }; /* matrices|all */
 enum recipe_loss { RECIPE_LOSS_CROSS_ENTROPY };                /* cross_entropy */
-enum recipe_kind {
-    RECIPE_CONSTANT,
-    RECIPE_LINEAR,
-    RECIPE_COSINE,
-    RECIPE_WSD,
-    RECIPE_KINDS
-}; /* constant|linear|… */
 
 struct recipe_optimizer {
     char policy[LIMIT_NAME_BYTES]; /* "": the daemon's current one */
@@ -31,16 +26,6 @@ struct recipe_optimizer {
     double weight_decay;
     int32_t decay; /* enum recipe_decay */
     double clip;   /* 0: off */
-};
-
-struct recipe_schedule {
-    int32_t kind;         /* enum recipe_kind */
-    double warmup_ratio;  /* -1: not said */
-    int64_t warmup_steps; /* -1: not said; neither: 0 */
-    double warmup_init;   /* the first warm-up factor, 0 … 1 */
-    double min_lr;        /* absolute */
-    int64_t decay_steps;  /* absolute step at which min_lr is reached; -1: N. wsd: see stable_steps */
-    int64_t wsd_decay;    /* wsd: length D of the final decay, in steps; -1: not said */
 };
 
 struct recipe {
@@ -54,8 +39,8 @@ struct recipe {
     int64_t cutoff;               /* tokens a sequence; -1: the dataset's */
     bool drop_last;
     struct recipe_optimizer optimizer;
-    struct recipe_schedule schedule;
-    int32_t loss; /* enum recipe_loss */
+    struct schedule_settings schedule; /* negative: not said, as there */
+    int32_t loss;                      /* enum recipe_loss */
     struct {
         int64_t every, keep; /* updates (0: only at the end); checkpoints kept */
     } checkpoint;
@@ -78,6 +63,9 @@ bool recipe_check(struct recipe *recipe, struct err *err) MUST_USE;
 
 /* What `order` says. recipe_check accepted it. */
 bool recipe_is_shuffled(const struct recipe *recipe, uint64_t *seed);
+
+/* The optimizer's part as the engine takes it. */
+struct optimizer_settings recipe_optimizer_settings(const struct recipe *recipe);
 
 /* data and evaluate.data made absolute: those that are not are taken from folder. */
 bool recipe_paths_absolute(struct recipe *recipe, const char *folder, struct err *err) MUST_USE;
