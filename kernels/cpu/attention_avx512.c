@@ -1,7 +1,3 @@
-/* The AVX-512 attention: none yet, the plain loop runs. */
-#include "tables.h"
-
-void overlay_attention_avx512(struct kernels *table)
-{
-    (void)table;
-}
+/* Fast attention on fp32 tensors, and on bf16 ones (widened) where the processor has no bf16 products. */
+#define ATTENTION_BF16 0
+#include "attention_rows_avx512.h"
