@@ -253,8 +253,10 @@ void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
     int64_t accumulate = (int64_t)dtype_bytes(shard->options.accumulate);
     for (int32_t b = 0; b < shard->buffer_count; b++) {
         char name[64];
-        snprintf(name, sizeof name, shard->buffer_count == BUFFER_KINDS ? "%s" : "unit %2$d",
-                 shard->buffer_count == BUFFER_KINDS ? kinds[b] : "", b);
+        if (shard->buffer_count == BUFFER_KINDS)
+            snprintf(name, sizeof name, "%s", kinds[b]);
+        else
+            snprintf(name, sizeof name, "unit %d", b);
         row(context, name, "gathered", shard->options.compute, shard->buffers[b].elements,
             shard->buffers[b].elements * compute);
     }
