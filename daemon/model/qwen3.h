@@ -3,6 +3,8 @@
  * one product after another (q k v, gate up) stand side by side. Private to this folder. */
 #pragma once
 
+#include "tape_ops.h"
+
 // clang-format off
 #define QWEN3_EMBEDDING_ROWS(X)                                                \
     X(EMBEDDING,      "model.embed_tokens.weight",       V, C, false)
@@ -31,3 +33,8 @@ enum qwen3_embedding_row { QWEN3_EMBEDDING_ROWS(X) EMBEDDING_ROWS };
 enum qwen3_block_row { QWEN3_BLOCK_ROWS(X) BLOCK_ROWS };
 enum qwen3_head_row { QWEN3_HEAD_ROWS(X) HEAD_ROWS };
 #undef X
+
+struct value *qwen3_embed(struct tape *tape);
+/* out is the stream after the block (the caller took it, below what the block keeps). */
+void qwen3_block(struct tape *tape, int32_t unit, struct value *out, struct value *x);
+void qwen3_head(struct tape *tape, int32_t unit, struct value *x);

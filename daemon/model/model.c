@@ -1,0 +1,246 @@
+/* A model's life, its memory plan, and the run of one micro-batch through it, forward and back. */
+#include "qwen3.h"
+#include "rope.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <time.h>
+
+static size_t rope_bytes(const struct model *model, int64_t positions)
+{
+    return (size_t)(positions * (model->config.head_dim / 2)) * sizeof(float);
+}
+
+bool model_init(struct model *model, const struct model_config *config, enum dtype compute, bool recompute,
+                struct device *device, struct err *err)
+{
+    INVARIANT(compute == DTYPE_F32 || compute == DTYPE_BF16);
+    struct model made = {.config = *config, .compute = compute, .recompute = recompute, .device = device};
+    if (!param_table_init(&made.params, config, err) || !tape_init(&made.tape, config->layers, err)) {
+        model_done(&made);
+        return false;
+    }
+    *model = made;
+    return true;
+}
+
+void model_done(struct model *model)
+{
+    if (model->rope_positions > 0) {
+        device_release(model->device, model->rope_cosines, rope_bytes(model, model->rope_positions));
+        device_release(model->device, model->rope_sines, rope_bytes(model, model->rope_positions));
+    }
+    tape_done(model->tape);
+    param_table_done(&model->params);
+    *model = (struct model){0};
+}
+
+bool model_reserve_positions(struct model *model, int64_t positions, struct err *err)
+{
+    struct device *device = model->device;
+    int64_t half = model->config.head_dim / 2;
+    if (positions <= model->rope_positions)
+        return true;
+    if (positions > model->config.positions) {
+        err_set(err, ERR_INVALID, "sequences of %" PRId64 " tokens are longer than the model allows",
+                positions);
+        err_why(err, "max_position_embeddings is %" PRId64, model->config.positions);
+        return err_hint(err, "lower the cutoff");
+    }
+    size_t bytes = rope_bytes(model, positions);
+    float *tables = malloc(2 * bytes);
+    float *cosines = device_allocate(device, bytes), *sines = device_allocate(device, bytes);
+    if (!tables || !cosines || !sines) {
+        device_release(device, cosines, bytes);
+        device_release(device, sines, bytes);
+        free(tables);
+        return err_set(err, ERR_MEMORY, "2 x %zu bytes of rotary tables do not fit", bytes);
+    }
+    for (int64_t t = 0; t < positions; t++)
+        rope_row(tables + t * half, tables + (positions + t) * half, model->config.rope_theta, 2 * half, t);
+    device_copy_in(device, cosines, tables, bytes);
+    device_copy_in(device, sines, tables + positions * half, bytes);
+    free(tables);
+    if (model->rope_positions > 0) {
+        device_release(device, model->rope_cosines, rope_bytes(model, model->rope_positions));
+        device_release(device, model->rope_sines, rope_bytes(model, model->rope_positions));
+    }
+    model->rope_cosines = cosines;
+    model->rope_sines = sines;
+    model->rope_positions = positions;
+    return true;
+}
+
+/* What lies at the bottom of the arenas: log-probabilities, and the stream's gradient or its two buffers. */
+static void run_begin(struct tape *tape)
+{
+    size_t stream_bytes = tape_bytes(tape, tape->model->config.hidden);
+    tape->value_count = tape->record_count = tape->open_count = 0;
+    tape->recording = tape->replaying = false;
+    arena_reset(tape->activations, 0);
+    arena_reset(tape->gradients, 0);
+    tape->logprob = arena_take(tape->activations, (size_t)tape->batch->tokens * sizeof(float));
+    tape->stream_gradient = NULL;
+    for (int i = 0; i < 2 && !tape->training; i++)
+        tape->turns[i] = arena_take(tape->activations, stream_bytes);
+    if (tape->training)
+        tape->stream_gradient = arena_take(tape->gradients, stream_bytes);
+    tape->stream_mark = arena_mark(tape->gradients);
+}
+
+/* Every block's input is kept for its backward. What a block computed is kept too, unless it will be computed
+ * again; the last block's backward follows at once, so there recomputing would save nothing. */
+static void run_blocks(struct tape *tape)
+{
+    int64_t layers = tape->model->config.layers;
+    for (int64_t layer = 0; layer < layers; layer++) {
+        struct value *out = tape_block_output(tape);
+        bool keep = tape->training && (!tape->model->recompute || layer == layers - 1);
+        struct tape_mark mark = tape_mark(tape);
+        tape_unit_open(tape, (int32_t)layer + 1, 0, true, false);
+        tape->recording = keep;
+        qwen3_block(tape, (int32_t)layer + 1, out, tape->inputs[layer]);
+        tape->recording = false;
+        tape_unit_close(tape);
+        if (!keep)
+            tape_forget(tape, mark);
+        tape->marks[layer] = mark;
+        tape->inputs[layer + 1] = out;
+    }
+}
+
+/* Forward and, in training, backward of the last unit: the head's two halves are one op. */
+static void run_head(struct tape *tape)
+{
+    int32_t unit = tape->model->params.unit_count - 1;
+    struct tape_mark mark = tape_mark(tape);
+    tape_unit_open(tape, unit, 0, true, tape->training);
+    if (tape->model->config.tied)
+        tape_unit_open(tape, 0, 1, true, tape->training);
+    tape->recording = tape->training;
+    qwen3_head(tape, unit, tape->inputs[tape->model->config.layers]);
+    tape->recording = false;
+    tape_play(tape, mark.records);
+    if (tape->model->config.tied)
+        tape_unit_close(tape);
+    tape_unit_close(tape);
+    tape_forget(tape, mark);
+    arena_reset(tape->gradients, tape->stream_mark);
+}
+
+static void run_blocks_back(struct tape *tape)
+{
+    int64_t layers = tape->model->config.layers;
+    for (int64_t layer = layers - 1; layer >= 0; layer--) {
+        struct tape_mark mark = tape->marks[layer];
+        tape_unit_open(tape, (int32_t)layer + 1, 0, true, true);
+        if (tape->model->recompute && layer < layers - 1) {
+            tape_forget(tape, mark);
+            tape->recording = tape->replaying = true;
+            qwen3_block(tape, (int32_t)layer + 1, tape->inputs[layer + 1], tape->inputs[layer]);
+            tape->recording = tape->replaying = false;
+            arena_reset(tape->gradients, tape->stream_mark);
+        }
+        tape_play(tape, mark.records);
+        tape_unit_close(tape);
+        tape_forget(tape, mark);
+        arena_reset(tape->gradients, tape->stream_mark);
+    }
+}
+
+static double now_s(struct tape *tape)
+{
+    struct timespec now;
+    if (tape->planning)
+        return 0;
+    tape->model->device->backend->synchronize(tape->queue);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void run(struct tape *tape, double *logprob_sum, struct model_pass *pass)
+{
+    double start = now_s(tape);
+    run_begin(tape);
+    tape_unit_open(tape, 0, 0, true, false);
+    tape->recording = tape->training;
+    tape->inputs[0] = qwen3_embed(tape);
+    tape->recording = false;
+    tape_unit_close(tape);
+    run_blocks(tape);
+    run_head(tape);
+    tape->kernels->sum_double(tape->queue, logprob_sum, tape->logprob, tape->batch->tokens);
+    double turn = now_s(tape);
+    if (tape->training) {
+        run_blocks_back(tape);
+        tape_unit_open(tape, 0, 0, false, true);
+        tape_play(tape, 0);
+        tape_unit_close(tape);
+    }
+    *pass = (struct model_pass){turn - start, now_s(tape) - turn, tape->logprob};
+}
+
+/* A host for planning: addresses that nobody reads. */
+static char nowhere;
+static void *plan_gather(void *context, int32_t unit)
+{
+    (void)context, (void)unit;
+    return &nowhere;
+}
+static float *plan_gradient(void *context, int32_t unit, int32_t slot)
+{
+    static float nothing;
+    (void)context, (void)unit, (void)slot;
+    return &nothing;
+}
+static void plan_release(void *context, int32_t unit)
+{
+    (void)context, (void)unit;
+}
+static void plan_reduce(void *context, int32_t unit, int32_t slot)
+{
+    (void)context, (void)unit, (void)slot;
+}
+
+struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t sequences, int64_t longest,
+                            bool training)
+{
+    struct arena activations, gradients;
+    struct model_pass pass;
+    const struct kernels kernels = kernels_planning(model->device->kernels);
+    const struct tape_host host = {NULL, plan_gather, plan_release, plan_gradient, plan_reduce};
+    const struct batch batch = {
+        .tokens = tokens, .sequences = sequences, .longest = longest, .used_tokens = tokens};
+    arena_init_planning(&activations, "activations");
+    arena_init_planning(&gradients, "activation gradients");
+    struct tape *tape = model->tape;
+    tape->model = model;
+    tape->batch = &batch;
+    tape->host = &host;
+    tape->kernels = &kernels;
+    tape->queue = NULL;
+    tape->activations = &activations;
+    tape->gradients = &gradients;
+    tape->planning = true;
+    tape->training = training;
+    run(tape, NULL, &pass);
+    return (struct tape_plan){activations.peak, gradients.peak};
+}
+
+void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
+               struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
+               struct model_pass *pass)
+{
+    INVARIANT(batch->longest <= model->rope_positions);
+    struct tape *tape = model->tape;
+    tape->model = model;
+    tape->batch = batch;
+    tape->host = host;
+    tape->kernels = model->device->kernels;
+    tape->queue = model->device->queue;
+    tape->activations = activations;
+    tape->gradients = gradients;
+    tape->planning = false;
+    tape->training = training;
+    run(tape, logprob_sum, pass);
+}

@@ -1,0 +1,211 @@
+#include "host.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t test_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+}
+
+double test_normal(uint64_t *state)
+{
+    double sum = -6;
+    for (int i = 0; i < 12; i++)
+        sum += (double)(test_random(state) >> 11) * 0x1p-53;
+    return sum;
+}
+
+static size_t unit_bytes(const struct test_host *host, int32_t unit)
+{
+    return (size_t)host->table->units[unit].elements * dtype_bytes(host->compute);
+}
+
+static size_t gradient_bytes(const struct test_host *host, int32_t leaf)
+{
+    int32_t unit = leaf == host->table->unit_count ? 0 : leaf;
+    return (size_t)host->table->units[unit].elements * sizeof(float);
+}
+
+static void *gather(void *context, int32_t unit)
+{
+    struct test_host *host = context;
+    host->gathers++;
+    INVARIANT(!host->gathered[unit] && ++host->held <= 2);
+    if (host->kind)
+        return host->gathered[unit] = host->master[unit];
+    size_t bytes = unit_bytes(host, unit), shift = (size_t)(host->gathers % 3) * 64;
+    char *memory = device_allocate(host->device, bytes + 128);
+    INVARIANT(memory != NULL);
+    device_copy(host->device, memory + shift, host->master[unit], bytes);
+    return host->gathered[unit] = memory + shift;
+}
+
+static void release(void *context, int32_t unit)
+{
+    struct test_host *host = context;
+    INVARIANT(host->gathered[unit] && host->held-- > 0);
+    if (!host->kind) {
+        /* the allocation starts on a page, the shift is under one */
+        char *memory = (char *)((uintptr_t)host->gathered[unit] & ~(uintptr_t)4095);
+        device_release(host->device, memory, unit_bytes(host, unit) + 128);
+    }
+    host->gathered[unit] = NULL;
+}
+
+static float *gradient(void *context, int32_t unit, int32_t slot)
+{
+    struct test_host *host = context;
+    int32_t leaf = slot == 0 ? unit : host->table->unit_count;
+    INVARIANT(slot == 0 || unit == 0);
+    INVARIANT(!host->begun[leaf]);
+    host->begun[leaf] = true;
+    return host->gradient[leaf];
+}
+
+static void reduce(void *context, int32_t unit, int32_t slot)
+{
+    struct test_host *host = context;
+    int32_t leaf = slot == 0 ? unit : host->table->unit_count;
+    INVARIANT(host->begun[leaf] && !host->reduced[leaf]);
+    host->reduced[leaf] = true;
+}
+
+static void fill_nan(struct test_host *host, float *to, size_t bytes)
+{
+    char *nan = malloc(bytes);
+    memset(nan, 0xff, bytes);
+    device_copy_in(host->device, to, nan, bytes);
+    free(nan);
+}
+
+void test_host_forget(struct test_host *host)
+{
+    memset(host->begun, 0, sizeof host->begun);
+    memset(host->reduced, 0, sizeof host->reduced);
+    for (int32_t leaf = 0; leaf <= host->table->unit_count; leaf++)
+        if (!host->kind)
+            fill_nan(host, host->gradient[leaf], gradient_bytes(host, leaf));
+}
+
+static uint16_t to_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+void test_host_init(struct test_host *host, struct device *device, const struct param_table *table,
+                    enum dtype compute, float *const *weights)
+{
+    *host = (struct test_host){.device = device, .table = table, .compute = compute};
+    INVARIANT(table->unit_count <= HOST_UNITS);
+    for (int32_t u = 0; u < table->unit_count; u++) {
+        char *whole = calloc(1, unit_bytes(host, u));
+        for (int32_t i = table->units[u].first; i < table->units[u].first + table->units[u].count; i++) {
+            const struct param *param = &table->params[i];
+            char *to = whole + (size_t)param->unit_offset * dtype_bytes(compute);
+            if (compute == DTYPE_F32)
+                memcpy(to, weights[i], (size_t)param->elements * sizeof(float));
+            for (int64_t e = 0; compute == DTYPE_BF16 && e < param->elements; e++)
+                ((uint16_t *)(void *)to)[e] = to_bf16(weights[i][e]);
+        }
+        host->master[u] = device_allocate(device, unit_bytes(host, u));
+        device_copy_in(device, host->master[u], whole, unit_bytes(host, u));
+        free(whole);
+    }
+    for (int32_t leaf = 0; leaf <= table->unit_count; leaf++)
+        host->gradient[leaf] = device_allocate(device, gradient_bytes(host, leaf));
+    test_host_forget(host);
+}
+
+void test_host_done(struct test_host *host)
+{
+    for (int32_t u = 0; u < host->table->unit_count; u++)
+        device_release(host->device, host->master[u], unit_bytes(host, u));
+    for (int32_t leaf = 0; leaf <= host->table->unit_count; leaf++)
+        device_release(host->device, host->gradient[leaf], gradient_bytes(host, leaf));
+}
+
+struct tape_host test_host_tape(struct test_host *host)
+{
+    return (struct tape_host){host, gather, release, gradient, reduce};
+}
+
+void test_host_gradient(const struct test_host *host, int32_t param, float *values)
+{
+    const struct param *p = &host->table->params[param];
+    size_t bytes = (size_t)p->elements * sizeof(float);
+    INVARIANT(host->reduced[p->unit] && host->held == 0);
+    device_copy_out(host->device, values, host->gradient[p->unit] + p->unit_offset, bytes);
+    if (p->unit != 0 || !host->reduced[host->table->unit_count])
+        return;
+    float *other = malloc(bytes);
+    device_copy_out(host->device, other, host->gradient[host->table->unit_count] + p->unit_offset, bytes);
+    for (int64_t i = 0; i < p->elements; i++)
+        values[i] += other[i];
+    free(other);
+}
+
+static int32_t *on_device(struct device *device, const int32_t *values, int64_t count)
+{
+    int32_t *memory = device_allocate(device, (size_t)count * sizeof *values);
+    INVARIANT(memory != NULL);
+    device_copy_in(device, memory, values, (size_t)count * sizeof *values);
+    return memory;
+}
+
+void test_batch_init(struct test_batch *made, struct device *device, const int64_t *lengths,
+                     int64_t sequences, int64_t tokens, int64_t vocabulary, uint64_t seed)
+{
+    int64_t used = 0, longest = 0;
+    for (int64_t s = 0; s < sequences; s++) {
+        used += lengths[s];
+        longest = lengths[s] > longest ? lengths[s] : longest;
+    }
+    int64_t T = ((used > tokens ? used : tokens) + 63) / 64 * 64;
+    *made = (struct test_batch){.device = device};
+    made->token_ids = calloc((size_t)T, sizeof(int32_t));
+    made->labels = malloc((size_t)T * sizeof(int32_t));
+    made->positions = calloc((size_t)T, sizeof(int32_t));
+    made->starts = calloc((size_t)sequences + 1, sizeof(int32_t));
+    memset(made->labels, 0xff, (size_t)T * sizeof(int32_t));
+    int64_t at = 0;
+    for (int64_t s = 0; s < sequences; s++) {
+        for (int64_t i = 0; i < lengths[s]; i++, at++) {
+            made->token_ids[at] = (int32_t)(test_random(&seed) % (uint64_t)vocabulary);
+            made->positions[at] = (int32_t)i;
+            if (test_random(&seed) % 5 > 0)
+                made->labels[at] = (int32_t)(test_random(&seed) % (uint64_t)vocabulary);
+        }
+        made->starts[s + 1] = (int32_t)at;
+    }
+    made->batch = (struct batch){
+        .tokens = T,
+        .sequences = sequences,
+        .longest = longest,
+        .used_tokens = used,
+        .token_ids = on_device(device, made->token_ids, T),
+        .labels = on_device(device, made->labels, T),
+        .positions = on_device(device, made->positions, T),
+        .starts = on_device(device, made->starts, sequences + 1),
+    };
+}
+
+void test_batch_done(struct test_batch *made)
+{
+    size_t bytes = (size_t)made->batch.tokens * sizeof(int32_t);
+    device_release(made->device, (void *)(uintptr_t)made->batch.token_ids, bytes);
+    device_release(made->device, (void *)(uintptr_t)made->batch.labels, bytes);
+    device_release(made->device, (void *)(uintptr_t)made->batch.positions, bytes);
+    device_release(made->device, (void *)(uintptr_t)made->batch.starts,
+                   (size_t)(made->batch.sequences + 1) * sizeof(int32_t));
+    free(made->token_ids);
+    free(made->labels);
+    free(made->positions);
+    free(made->starts);
+}
