@@ -179,3 +179,62 @@ json_t *json_from_message(const ProtobufCMessage *message)
     }
     return object;
 }
+
+static bool to_text(char **member, const json_t *value)
+{
+    if (!json_is_string(value))
+        return true;
+    char *copy = strdup(json_string_value(value));
+    if (copy)
+        *member = copy;
+    return copy != NULL;
+}
+
+static bool to_member(void *member, const ProtobufCFieldDescriptor *field, const json_t *value)
+{
+    switch ((int)field->type) {
+    case PROTOBUF_C_TYPE_DOUBLE:
+        *(double *)member = json_is_number(value) ? json_number_value(value) : (double)NAN;
+        return true;
+    case PROTOBUF_C_TYPE_INT64:
+    case PROTOBUF_C_TYPE_UINT64:
+        if (json_is_integer(value))
+            *(int64_t *)member = json_integer_value(value);
+        return true;
+    case PROTOBUF_C_TYPE_INT32:
+        if (json_is_integer(value))
+            *(int32_t *)member = (int32_t)json_integer_value(value);
+        return true;
+    case PROTOBUF_C_TYPE_BOOL:
+        if (json_is_boolean(value))
+            *(protobuf_c_boolean *)member = json_is_true(value);
+        return true;
+    case PROTOBUF_C_TYPE_STRING:
+        return to_text(member, value);
+    case PROTOBUF_C_TYPE_MESSAGE:
+        if (!json_is_object(value))
+            return true;
+        *(ProtobufCMessage **)member = json_to_message(field->descriptor, value);
+        return *(ProtobufCMessage **)member != NULL;
+    default:
+        return true; /* nothing that is read back has these */
+    }
+}
+
+ProtobufCMessage *json_to_message(const ProtobufCMessageDescriptor *descriptor, const json_t *value)
+{
+    ProtobufCMessage *message = json_is_object(value) ? malloc(descriptor->sizeof_message) : NULL;
+    if (!message)
+        return NULL;
+    protobuf_c_message_init(descriptor, message);
+    for (unsigned i = 0; i < descriptor->n_fields; i++) {
+        const ProtobufCFieldDescriptor *field = &descriptor->fields[i];
+        if (field->label == PROTOBUF_C_LABEL_REPEATED || (field->flags & PROTOBUF_C_FIELD_FLAG_ONEOF))
+            continue;
+        if (!to_member((char *)message + field->offset, field, json_object_get(value, field->name))) {
+            protobuf_c_message_free_unpacked(message, NULL);
+            return NULL;
+        }
+    }
+    return message;
+}

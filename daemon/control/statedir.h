@@ -1,0 +1,16 @@
+/* The state folder: socket, journal, runs, log. Locked by rank 0 for as long as the daemon lives. */
+#pragma once
+
+#include "err.h"
+#include "limits.h"
+
+struct statedir {
+    char path[LIMIT_PATH_BYTES]; /* absolute */
+    int lock_fd;
+    bool open;
+};
+
+/* path "" or NULL: the default. Makes the folder (0700) with its runs/. A second daemon is refused with the first's
+ * pid. The lock is the kernel's (flock): a daemon that was killed leaves none behind. */
+bool statedir_open(struct statedir *dir, const char *path, struct err *err) MUST_USE;
+void statedir_close(struct statedir *dir); /* zeroed: fine */
