@@ -14,7 +14,7 @@ json_t *json_from_message(const ProtobufCMessage *message);
 /* One field of a message as JSON scalar, object or array: what the tables of trainctl print. */
 json_t *json_from_field(const ProtobufCMessage *message, const ProtobufCFieldDescriptor *field);
 
-/* The other way: a message of this kind, fields by name. A real that is absent or null is NaN; any other field that is
- * absent, of another type or repeated keeps its default. Free with protobuf_c_message_free_unpacked(message, NULL).
- * NULL: no memory, or value is no object. */
+/* The other way: a message of this kind, fields by name. A real that is absent or null is NaN; any other
+ * field that is absent, of another type or repeated keeps its default. Free with
+ * protobuf_c_message_free_unpacked(message, NULL). NULL: no memory, or value is no object. */
 ProtobufCMessage *json_to_message(const ProtobufCMessageDescriptor *descriptor, const json_t *value);

@@ -85,8 +85,8 @@ Trainerd__Step *records_step(const char *line, size_t bytes)
 {
     json_t *value = json_loadb(line, bytes, 0, NULL);
     const char *event = json_string_value(json_object_get(value, "event"));
-    bool is_step = json_is_integer(json_object_get(value, "step")) && (!event || strcmp(event, "step") == 0) &&
-                   json_object_get(value, "lr");
+    bool is_step = json_is_integer(json_object_get(value, "step")) &&
+                   (!event || strcmp(event, "step") == 0) && json_object_get(value, "lr");
     Trainerd__Step *step =
         is_step ? (Trainerd__Step *)json_to_message(&trainerd__step__descriptor, value) : NULL;
     json_decref(value);

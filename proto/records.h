@@ -1,9 +1,9 @@
-/* What a run leaves on disk, as messages of the protocol: control answers with them, and trainctl reads them itself when
- * the daemon is gone. Written by the engine:
+/* What a run leaves on disk, as messages of the protocol: control answers with them, and trainctl reads them
+ * itself when the daemon is gone. Written by the engine:
  *
  *     STATE_DIR/runs/RUN/run.json       one object with the fields of Run
- *     STATE_DIR/runs/RUN/events.jsonl   one object a line; a step has the fields of Step and no key "event" (or "step")
- *     STATE_DIR/runs/RUN/tensors.jsonl  one object a line, with "step" and "tensor"
+ *     STATE_DIR/runs/RUN/events.jsonl   one object a line; a step has the fields of Step and no key "event"
+ * (or "step") STATE_DIR/runs/RUN/tensors.jsonl  one object a line, with "step" and "tensor"
  *     STATE_DIR/runs/RUN/recipe.yaml */
 #pragma once
 
@@ -23,5 +23,6 @@ bool records_runs(Trainerd__Runs **runs, const char *state_dir, struct err *err)
 bool records_path(char *path, size_t path_bytes, const char *state_dir, const char *run, const char *file,
                   struct err *err) MUST_USE;
 
-/* The step that a line tells of; NULL: another kind of event, or no JSON (the last line of a run that was killed). */
+/* The step that a line tells of; NULL: another kind of event, or no JSON (the last line of a run that was
+ * killed). */
 Trainerd__Step *records_step(const char *line, size_t bytes);

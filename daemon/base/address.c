@@ -36,8 +36,10 @@ static bool copy_checked(char path[LIMIT_SOCKET_PATH_BYTES + 1], const char *tex
     err_set(err, ERR_INVALID, "the socket's path has %zu bytes: %s", bytes, text);
     err_why(err, "the system's limit leaves room for %d", LIMIT_SOCKET_PATH_BYTES);
     if (runtime && runtime[0] == '/' && strlen(runtime) < 60)
-        return err_hint(err, "use --listen unix:%s/trainerd.sock (and the same for trainctl --connect)", runtime);
-    return err_hint(err, "use --listen unix:/tmp/trainerd-%u/trainerd.sock (and the same for trainctl --connect)",
+        return err_hint(err, "use --listen unix:%s/trainerd.sock (and the same for trainctl --connect)",
+                        runtime);
+    return err_hint(err,
+                    "use --listen unix:/tmp/trainerd-%u/trainerd.sock (and the same for trainctl --connect)",
                     (unsigned)getuid());
 }
 

@@ -1,4 +1,5 @@
-/* The control thread: one libuv loop, started before the engine's first command and stopped after its last. */
+/* The control thread: one libuv loop, started before the engine's first command and stopped after its last.
+ */
 #include "server.h"
 
 #include "address.h"
@@ -29,7 +30,8 @@ static bool somebody_listens(const char *path)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strncpy(address.sun_path, path, sizeof address.sun_path - 1);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool listens = fd >= 0 && (connect(fd, (struct sockaddr *)&address, sizeof address) == 0 || errno == EAGAIN);
+    bool listens =
+        fd >= 0 && (connect(fd, (struct sockaddr *)&address, sizeof address) == 0 || errno == EAGAIN);
     if (fd >= 0)
         close(fd);
     return listens;
@@ -132,7 +134,9 @@ static int raise_descriptors(void)
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         getrlimit(RLIMIT_NOFILE, &limit);
     long long left = (long long)limit.rlim_cur - descriptors_in_use() - DESCRIPTORS_FOR_THE_REST;
-    int fits = limit.rlim_cur == RLIM_INFINITY || left > LIMIT_CLIENTS ? LIMIT_CLIENTS : left < 1 ? 1 : (int)left;
+    int fits = limit.rlim_cur == RLIM_INFINITY || left > LIMIT_CLIENTS ? LIMIT_CLIENTS
+               : left < 1                                              ? 1
+                                                                       : (int)left;
     log_info("control", "clients fit=%d descriptors=%llu", fits, (unsigned long long)limit.rlim_cur);
     return fits;
 }
@@ -150,7 +154,8 @@ static void close_one(uv_handle_t *handle, void *context)
         uv_close(handle, NULL);
 }
 
-/* The last replies and events are on their way; sessions close when they have taken them, or when time is up. */
+/* The last replies and events are on their way; sessions close when they have taken them, or when time is up.
+ */
 static void close_sessions(struct control *control, bool at_once)
 {
     for (struct session *s = control->sessions, *next; s; s = next) {

@@ -1,5 +1,6 @@
-/* Protobuf to command.h and back: the one place where both are seen. What a request says is checked here as far as the
- * last snapshot lets one check it, so that most mistakes are answered at once; the engine checks again. */
+/* Protobuf to command.h and back: the one place where both are seen. What a request says is checked here as
+ * far as the last snapshot lets one check it, so that most mistakes are answered at once; the engine checks
+ * again. */
 #include "server.h"
 
 #include "keys.h"
@@ -47,7 +48,8 @@ static Trainerd__Conversion *conversion_if_any(struct reply_parts *parts, const 
     return &parts->conversion;
 }
 
-static void fill_model_done(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
+static void fill_model_done(Trainerd__Reply *to, struct reply_parts *parts,
+                            const struct command_result *result)
 {
     trainerd__model_done__init(&parts->model_done);
     parts->model_done.parameters = result->parameters;
@@ -57,7 +59,8 @@ static void fill_model_done(Trainerd__Reply *to, struct reply_parts *parts, cons
     to->model_done = &parts->model_done;
 }
 
-static void fill_files_done(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
+static void fill_files_done(Trainerd__Reply *to, struct reply_parts *parts,
+                            const struct command_result *result)
 {
     trainerd__files_done__init(&parts->files_done);
     parts->files_done.path = text_of(result->path);
@@ -79,7 +82,8 @@ static void fill_trained(Trainerd__Reply *to, struct reply_parts *parts, const s
     to->trained = &parts->trained;
 }
 
-static void fill_evaluated(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
+static void fill_evaluated(Trainerd__Reply *to, struct reply_parts *parts,
+                           const struct command_result *result)
 {
     trainerd__evaluated__init(&parts->evaluated);
     parts->evaluated.loss = result->loss;
@@ -88,7 +92,8 @@ static void fill_evaluated(Trainerd__Reply *to, struct reply_parts *parts, const
     to->evaluated = &parts->evaluated;
 }
 
-static void fill_converted(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
+static void fill_converted(Trainerd__Reply *to, struct reply_parts *parts,
+                           const struct command_result *result)
 {
     fill_conversion(&parts->conversion, result);
     to->result_case = TRAINERD__REPLY__RESULT_CONVERSION;
@@ -103,7 +108,8 @@ static void fill_done(Trainerd__Reply *to, struct reply_parts *parts, const stru
     to->done = &parts->done;
 }
 
-typedef void fill_function(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result);
+typedef void fill_function(Trainerd__Reply *to, struct reply_parts *parts,
+                           const struct command_result *result);
 
 static fill_function *const fill_by_kind[COMMAND_COUNT] = {
     [COMMAND_INIT] = fill_model_done,
@@ -205,7 +211,8 @@ static bool copy_path(char to[LIMIT_PATH_BYTES], const char *from, const char *f
     return copy_text(to, LIMIT_PATH_BYTES, from, field, err);
 }
 
-static bool split_setting(const char *setting, char name[LIMIT_NAME_BYTES], const char **value, struct err *err)
+static bool split_setting(const char *setting, char name[LIMIT_NAME_BYTES], const char **value,
+                          struct err *err)
 {
     const char *equals = strchr(setting, '=');
     if (!equals || equals == setting || equals - setting >= LIMIT_NAME_BYTES)
@@ -232,7 +239,7 @@ static bool from_load(struct command *to, const Trainerd__Request *request, stru
 
 static bool from_export(struct command *to, const Trainerd__Request *request, struct err *err)
 {
-    const char *dtype = request->export_->dtype;
+    const char *dtype = request->export->dtype;
     to->kind = COMMAND_EXPORT;
     if (!dtype[0] || strcmp(dtype, "bf16") == 0)
         to->u.model.dtype = DTYPE_BF16;
@@ -240,7 +247,7 @@ static bool from_export(struct command *to, const Trainerd__Request *request, st
         to->u.model.dtype = DTYPE_F32;
     else
         return err_set(err, ERR_INVALID, "cannot export as \"%.40s\"; bf16 and fp32 are possible", dtype);
-    return copy_path(to->u.model.path, request->export_->path, "the export's path", err);
+    return copy_path(to->u.model.path, request->export->path, "the export's path", err);
 }
 
 static bool from_train(struct command *to, const Trainerd__Request *request, struct err *err)
@@ -283,8 +290,8 @@ static bool set_setting(struct command *to, const char *setting, struct err *err
     return true;
 }
 
-static bool from_set_optimizer(struct command *to, const Trainerd__Request *request, const struct snapshot *snapshot,
-                               struct err *err)
+static bool from_set_optimizer(struct command *to, const Trainerd__Request *request,
+                               const struct snapshot *snapshot, struct err *err)
 {
     const Trainerd__SetOptimizerRequest *wanted = request->set_optimizer;
     struct policy policy;
@@ -303,7 +310,8 @@ static bool from_set_optimizer(struct command *to, const Trainerd__Request *requ
         if (!set_setting(to, wanted->settings[i], err))
             return false;
     return optimizer_settings_check(&to->u.set_optimizer.settings, err) &&
-           copy_text(to->u.set_optimizer.policy, sizeof to->u.set_optimizer.policy, wanted->policy, "the policy", err);
+           copy_text(to->u.set_optimizer.policy, sizeof to->u.set_optimizer.policy, wanted->policy,
+                     "the policy", err);
 }
 
 /* The present schedule as a recipe would state it, in absolute steps. */
@@ -321,7 +329,8 @@ static struct schedule_settings present_schedule(const struct schedule *now)
     return said;
 }
 
-/* What is named replaces, and takes with it what it contradicts: a ratio the steps, a kind the other kinds' lengths. */
+/* What is named replaces, and takes with it what it contradicts: a ratio the steps, a kind the other kinds'
+ * lengths. */
 static bool merge_schedule(struct recipe *recipe, char *const *settings, size_t count, struct err *err)
 {
     size_t key_count;
@@ -352,8 +361,8 @@ static bool merge_schedule(struct recipe *recipe, char *const *settings, size_t 
     return true;
 }
 
-static bool from_set_schedule(struct command *to, const Trainerd__Request *request, const struct snapshot *snapshot,
-                              struct err *err)
+static bool from_set_schedule(struct command *to, const Trainerd__Request *request,
+                              const struct snapshot *snapshot, struct err *err)
 {
     const Trainerd__SetScheduleRequest *wanted = request->set_schedule;
     to->kind = COMMAND_SET_SCHEDULE;
@@ -369,12 +378,13 @@ static bool from_set_schedule(struct command *to, const Trainerd__Request *reque
     recipe.schedule = present_schedule(&snapshot->schedule);
     if (!merge_schedule(&recipe, wanted->settings, wanted->n_settings, err))
         return false;
-    return schedule_resolve(&to->u.set_schedule.schedule, &recipe.schedule, snapshot->schedule.lr, snapshot->schedule.steps,
-                            err);
+    return schedule_resolve(&to->u.set_schedule.schedule, &recipe.schedule, snapshot->schedule.lr,
+                            snapshot->schedule.steps, err);
 }
 
 /* A checkpoint is a name in the checkpoint folder; "" lets the engine choose. */
-static bool from_checkpoint(struct command *to, enum command_kind kind, const char *name, bool named, struct err *err)
+static bool from_checkpoint(struct command *to, enum command_kind kind, const char *name, bool named,
+                            struct err *err)
 {
     to->kind = kind;
     if (named && !name[0])

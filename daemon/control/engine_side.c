@@ -1,7 +1,8 @@
-/* What goes into the mailbox and what comes out of it: tickets, those who wait for them, idempotency keys, deadlines.
+/* What goes into the mailbox and what comes out of it: tickets, those who wait for them, idempotency keys,
+ * deadlines.
  *
- * A client that leaves takes its waiter's meaning with it, and nothing else: the engine's reply is remembered under the
- * key, or dropped. */
+ * A client that leaves takes its waiter's meaning with it, and nothing else: the engine's reply is remembered
+ * under the key, or dropped. */
 #include "server.h"
 
 #include "log.h"
@@ -101,17 +102,19 @@ static void when_deadline(uv_timer_t *timer)
     set_timer(control);
 }
 
-static bool add_waiter(struct session *session, const Trainerd__Request *request, uint64_t ticket, struct err *err)
+static bool add_waiter(struct session *session, const Trainerd__Request *request, uint64_t ticket,
+                       struct err *err)
 {
     struct control *control = session->control;
     struct waiter *waiter = calloc(1, sizeof *waiter);
     if (!waiter)
         return err_set(err, ERR_MEMORY, "no memory to wait for a command");
-    *waiter = (struct waiter){.next = control->waiters,
-                              .ticket = ticket,
-                              .session = session->id,
-                              .request = request->id,
-                              .deadline = request->deadline_ms ? uv_now(&control->loop) + request->deadline_ms : 0};
+    *waiter =
+        (struct waiter){.next = control->waiters,
+                        .ticket = ticket,
+                        .session = session->id,
+                        .request = request->id,
+                        .deadline = request->deadline_ms ? uv_now(&control->loop) + request->deadline_ms : 0};
     control->waiters = waiter;
     session->pending++;
     set_timer(control);
@@ -220,9 +223,8 @@ static void refresh(struct control *control)
 
 static void fan_out(struct control *control, const struct event *event, int64_t dropped)
 {
-    struct queued_event queued = {.is_step = event->kind == EVENT_STEP,
-                                  .step = event->step.step,
-                                  .skipped = event->step.skipped};
+    struct queued_event queued = {
+        .is_step = event->kind == EVENT_STEP, .step = event->step.step, .skipped = event->step.skipped};
     for (struct session *s = control->sessions; s; s = s->next) {
         if (s->closing || !s->subscribed || !s->follow)
             continue;

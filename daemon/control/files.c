@@ -1,5 +1,6 @@
-/* Answers made from files, on libuv's thread pool: the control thread never waits for a disk. The worker has its own
- * copies of what it needs and makes the packed reply; the session is looked up again when it is done. */
+/* Answers made from files, on libuv's thread pool: the control thread never waits for a disk. The worker has
+ * its own copies of what it needs and makes the packed reply; the session is looked up again when it is done.
+ */
 #include "server.h"
 
 #include "records.h"
@@ -42,7 +43,8 @@ static void when_made(uv_work_t *work, int status)
     free(job);
 }
 
-static void start(struct session *session, uint64_t request, struct out *(*make)(struct file_work *, struct err *))
+static void start(struct session *session, uint64_t request,
+                  struct out *(*make)(struct file_work *, struct err *))
 {
     struct control *control = session->control;
     struct file_work *job = calloc(1, sizeof *job);

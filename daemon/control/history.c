@@ -1,5 +1,5 @@
-/* The past steps of a run, from its JSONL to one session, a piece at a time and only as fast as the client reads. Live
- * events wait in the session's ring meanwhile; those that the file already told are left out. */
+/* The past steps of a run, from its JSONL to one session, a piece at a time and only as fast as the client
+ * reads. Live events wait in the session's ring meanwhile; those that the file already told are left out. */
 #include "server.h"
 
 #include "records.h"
@@ -16,13 +16,13 @@ struct history {
     struct control *control;
     struct session *session; /* NULL: it left, or asked for something else */
     int fd;
-    bool busy;               /* the worker has it */
+    bool busy; /* the worker has it */
     bool ended;
-    char *text;              /* read and not yet sent: the rest of a line */
+    char *text; /* read and not yet sent: the rest of a line */
     size_t count, capacity;
-    size_t fresh;            /* bytes that the worker added */
+    size_t fresh; /* bytes that the worker added */
     int64_t since;
-    int64_t step, skipped;   /* of the last one sent; -1: none */
+    int64_t step, skipped; /* of the last one sent; -1: none */
 };
 
 static void history_free(struct history *history)

@@ -1,4 +1,5 @@
-/* The inside of control/: one struct control, owned by the control thread; nothing here is touched by another. */
+/* The inside of control/: one struct control, owned by the control thread; nothing here is touched by
+ * another. */
 #pragma once
 
 #include "control.h"
@@ -8,13 +9,13 @@
 #include <stdatomic.h>
 #include <uv.h>
 
-#define SERVER_LISTENERS     8
-#define SERVER_INPUT_BYTES   (64 << 10)
-#define SERVER_OUTPUT_BYTES  (1 << 20)   /* waiting to be sent: above it a session's requests are not read */
-#define SERVER_EVENT_BYTES   (256 << 10) /* …its events stay in its ring */
-#define SERVER_PENDING       64          /* requests of one session that wait for the engine or a file */
-#define SERVER_KEYS          256         /* idempotency keys remembered */
-#define SERVER_STOP_MS       1000        /* clients have so long to take their last replies */
+#define SERVER_LISTENERS    8
+#define SERVER_INPUT_BYTES  (64 << 10)
+#define SERVER_OUTPUT_BYTES (1 << 20)   /* waiting to be sent: above it a session's requests are not read */
+#define SERVER_EVENT_BYTES  (256 << 10) /* …its events stay in its ring */
+#define SERVER_PENDING      64          /* requests of one session that wait for the engine or a file */
+#define SERVER_KEYS         256         /* idempotency keys remembered */
+#define SERVER_STOP_MS      1000        /* clients have so long to take their last replies */
 
 /* One packed frame, shared by all sessions that it goes to. */
 struct out {
@@ -39,7 +40,7 @@ struct session {
     struct frame_reader reader;
     unsigned char *held; /* input that came with a request after which reading stopped */
     size_t held_bytes;
-    size_t out_bytes;    /* handed to libuv and not yet written */
+    size_t out_bytes; /* handed to libuv and not yet written */
     int pending;
     bool reading, closing, close_when_sent;
 
@@ -61,7 +62,7 @@ struct remembered {
     char key[LIMIT_NAME_BYTES];
     uint64_t fingerprint; /* of the command: the same key for another one is a mistake */
     uint64_t ticket;
-    struct reply *reply;  /* NULL: not answered yet */
+    struct reply *reply; /* NULL: not answered yet */
 };
 
 struct listener {
@@ -73,7 +74,7 @@ struct listener {
 struct control {
     uv_loop_t loop;
     uv_thread_t thread;
-    uv_async_t woken;      /* by the engine's thread, through the mailbox, and by control_stop */
+    uv_async_t woken; /* by the engine's thread, through the mailbox, and by control_stop */
     uv_signal_t shutdown_signal;
     uv_timer_t deadlines, farewell;
     atomic_bool stop;
@@ -87,10 +88,10 @@ struct control {
     struct waiter *waiters;
     struct remembered *remembered; /* [SERVER_KEYS], a ring */
     unsigned remembered_next;
-    struct snapshot *snapshot;     /* NULL until the engine has published */
+    struct snapshot *snapshot; /* NULL until the engine has published */
     struct audit *audit;
-    uint64_t farewell_until;       /* loop time in ms */
-    int file_work;                 /* requests in libuv's thread pool */
+    uint64_t farewell_until; /* loop time in ms */
+    int file_work;           /* requests in libuv's thread pool */
     unsigned char input[SERVER_INPUT_BYTES];
     char state_dir[LIMIT_PATH_BYTES], checkpoint_dir[LIMIT_PATH_BYTES], version[32];
 };
@@ -99,20 +100,21 @@ struct control {
 void session_accept(struct control *control, struct listener *listener);
 struct session *session_find(struct control *control, uint64_t id); /* NULL: it left */
 void session_close(struct session *session);
-void session_send(struct session *session, struct out *out);        /* takes one reference; NULL (no memory): closes */
+void session_send(struct session *session,
+                  struct out *out); /* takes one reference; NULL (no memory): closes */
 void session_push(struct session *session, const struct queued_event *event); /* retains the frame */
-void session_flush(struct session *session);                        /* events, as far as the client reads */
-void session_answered(struct session *session);                     /* one pending request less; reads on */
+void session_flush(struct session *session);    /* events, as far as the client reads */
+void session_answered(struct session *session); /* one pending request less; reads on */
 bool session_subscribe(struct session *session, bool follow, struct err *err) MUST_USE;
 
-struct out *out_from_reply(const Trainerd__Reply *reply);           /* NULL: no memory */
+struct out *out_from_reply(const Trainerd__Reply *reply); /* NULL: no memory */
 struct out *out_from_event(const Trainerd__Event *event);
 void out_release(struct out *out);
 
 /* request.c: the table of requests. */
 void request_handle(struct session *session, const Trainerd__Request *request);
 void reply_error(struct session *session, uint64_t id, const struct err *err);
-void reply_send(struct session *session, Trainerd__Reply *reply);   /* fills in the status "ok" */
+void reply_send(struct session *session, Trainerd__Reply *reply); /* fills in the status "ok" */
 bool error_is_retryable(enum err_code code);
 
 /* engine_side.c: what came through the mailbox, and who waits for it. */

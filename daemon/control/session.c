@@ -1,5 +1,5 @@
-/* One client: frames in, replies and events out, all bounded. A client that does not read its replies is not read from
- * until it does; one that does not read its events loses the oldest and is told how many. */
+/* One client: frames in, replies and events out, all bounded. A client that does not read its replies is not
+ * read from until it does; one that does not read its events loses the oldest and is told how many. */
 #include "server.h"
 
 #include "log.h"
@@ -232,7 +232,8 @@ static bool may_read(const struct session *session)
            session->pending < SERVER_PENDING;
 }
 
-/* Handles frames until the bytes, or the session's allowance, are used up; returns how many bytes were used. */
+/* Handles frames until the bytes, or the session's allowance, are used up; returns how many bytes were used.
+ */
 static size_t consume(struct session *session, const unsigned char *bytes, size_t count)
 {
     size_t used = 0;
@@ -240,7 +241,8 @@ static size_t consume(struct session *session, const unsigned char *bytes, size_
         struct err err = ERR_INIT;
         const unsigned char *frame;
         size_t piece, frame_bytes;
-        if (!frame_reader_feed(&session->reader, bytes + used, count - used, &piece, &frame, &frame_bytes, &err)) {
+        if (!frame_reader_feed(&session->reader, bytes + used, count - used, &piece, &frame, &frame_bytes,
+                               &err)) {
             refuse_stream(session, &err);
             return count;
         }

@@ -23,7 +23,8 @@ static bool refuse_second(int fd, const char *path, struct err *err)
     else
         err_set(err, ERR_STATE, "another trainerd has the state folder %s", path);
     err_why(err, "one daemon owns a folder, for its checkpoints and journal");
-    return err_hint(err, "talk to it (trainctl status), end it (trainctl shutdown), or give this one --state-dir DIR");
+    return err_hint(
+        err, "talk to it (trainctl status), end it (trainctl shutdown), or give this one --state-dir DIR");
 }
 
 static bool take_lock(struct statedir *dir, struct err *err)
@@ -55,7 +56,8 @@ static void say_if_others_may_enter(const char *path)
 {
     struct stat info;
     if (stat(path, &info) == 0 && (info.st_mode & 077))
-        log_info("control", "others may enter the state folder; the socket in it is for its owner alone path=%s mode=%o",
+        log_info("control",
+                 "others may enter the state folder; the socket in it is for its owner alone path=%s mode=%o",
                  path, (unsigned)(info.st_mode & 07777));
 }
 
@@ -68,7 +70,8 @@ bool statedir_open(struct statedir *dir, const char *path, struct err *err)
     else if (!address_state_folder(wanted, err))
         return false;
     if (path && strlen(path) >= sizeof wanted)
-        return err_set(err, ERR_INVALID, "the state folder's path is longer than %zu bytes", sizeof wanted - 1);
+        return err_set(err, ERR_INVALID, "the state folder's path is longer than %zu bytes",
+                       sizeof wanted - 1);
     if (!file_make_folder(wanted, 0700, err))
         return false;
 
@@ -95,6 +98,7 @@ bool statedir_open(struct statedir *dir, const char *path, struct err *err)
 void statedir_close(struct statedir *dir)
 {
     if (dir->open)
-        close(dir->lock_fd); /* the file stays: removing it would let two daemons lock two files of one name */
+        close(
+            dir->lock_fd); /* the file stays: removing it would let two daemons lock two files of one name */
     *dir = (struct statedir){.lock_fd = -1};
 }

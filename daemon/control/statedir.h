@@ -10,7 +10,7 @@ struct statedir {
     bool open;
 };
 
-/* path "" or NULL: the default. Makes the folder (0700) with its runs/. A second daemon is refused with the first's
- * pid. The lock is the kernel's (flock): a daemon that was killed leaves none behind. */
+/* path "" or NULL: the default. Makes the folder (0700) with its runs/. A second daemon is refused with the
+ * first's pid. The lock is the kernel's (flock): a daemon that was killed leaves none behind. */
 bool statedir_open(struct statedir *dir, const char *path, struct err *err) MUST_USE;
 void statedir_close(struct statedir *dir); /* zeroed: fine */

@@ -152,8 +152,8 @@ void answer_status(struct session *session, uint64_t id)
 }
 
 /* Rows and their pointers in two blocks: a large model on many ranks has some ten thousand of them. */
-static void send_audit(struct session *session, uint64_t id, const struct audit *audit, Trainerd__AuditRow *rows,
-                       Trainerd__AuditRow **pointers)
+static void send_audit(struct session *session, uint64_t id, const struct audit *audit,
+                       Trainerd__AuditRow *rows, Trainerd__AuditRow **pointers)
 {
     for (int64_t i = 0; i < audit->count; i++) {
         const struct audit_row *from = &audit->rows[i];
