@@ -73,7 +73,7 @@ static int cpu_open(struct device *device, int threads, char *why, size_t why_by
     struct level level = level_choose();
     queue->threads = threads > 0 ? threads : usable_cores();
     queue->table = *level.table;
-    overlay_dnnl(&queue->table);
+    overlay_dnnl(&queue->table, queue->threads);
     overlay_update_avx512(&queue->table);
     overlay_attention_avx512(&queue->table);
 

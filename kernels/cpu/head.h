@@ -6,7 +6,7 @@
 struct head_products {
     void (*matmul)(struct queue *q, void *out, const void *a, const void *b, int64_t m, int64_t n, int64_t k,
                    enum dtype in_dtype, enum dtype out_dtype, unsigned flags, void *scratch);
-    /* For a given n and k (or m and k, or m and n), no smaller when the third grows. */
+    /* Pure arithmetic over shapes: also asked for shapes that may come. */
     size_t (*scratch)(int64_t m, int64_t n, int64_t k, enum dtype in_dtype, enum dtype out_dtype,
                       unsigned flags);
 };

@@ -1,9 +1,387 @@
-/* Products by oneDNN 2.6: the only file with its calls. */
+/* Products by oneDNN 2.6: the only file with its calls (3.x names and creates things differently).
+ *
+ * oneDNN decides by itself how its threads split a product, the sum over k included, and then bits depend on
+ * their number. So it gets no threads here: a product is cut into tiles of its rows and columns, never of k,
+ * each tile is one single-threaded primitive on strided views, and our threads take tiles. An element is one
+ * ascending fp32 sum over k wherever the cuts fall (tests/unit/kernels/test_matmul.c compares bits over
+ * shapes, tilings and threads). Tiles of 256 x 1024 were measured within 2 % of the best whole product, for
+ * all three directions.
+ *
+ * Primitives are kept in a bounded cache: making one takes about 0.4 ms, and packed batches have many
+ * lengths. Only the thread that owns the device calls this file. */
+#include "head.h"
+#include "loops.h"
 #include "tables.h"
 
 #include <oneapi/dnnl/dnnl.h>
 
+#include <omp.h>
+#include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
+
+enum { TILE_ROWS = 256, TILE_COLUMNS = 1024, TILE_COLUMNS_LONG = 512, LONG = 4096, TILE_MIN = 64, STEP = 16 };
+enum { SETS = 128, WAYS = 8 };
+
+/* All that a tile's primitive depends on. Without padding bytes, so that keys compare as memory. */
+struct key {
+    int64_t m, n, k;       /* of the tile */
+    int64_t lda, ldb, ldc; /* elements from row to row, as stored */
+    int32_t in_bf16, out_bf16;
+    uint32_t flags, unused;
+};
+
+struct entry {
+    struct key key;
+    dnnl_primitive_t primitive;
+    dnnl_memory_desc_t a, b, c, scratchpad;
+    size_t scratch_bytes;
+    uint64_t used; /* the clock's time of its last use */
+};
+
+static struct {
+    dnnl_engine_t engine;
+    int slots;        /* at most so many threads work on one product: scratch holds a slot for each */
+    bool native_bf16; /* oneDNN takes bf16 here (in hardware or emulated); else tiles are widened to fp32 */
+    char products[64];
+    uint64_t clock;
+    struct entry entries[SETS][WAYS];
+} lib;
+
+/* Shapes were checked by whoever made the model: what fails here is memory, or us. */
+static void check(dnnl_status_t status, const char *what)
+{
+    if (status == dnnl_success)
+        return;
+    fprintf(stderr, "kernels: oneDNN could not %s (status %d)\n", what, (int)status);
+    abort();
+}
+
+static void describe(dnnl_memory_desc_t *desc, int64_t rows, int64_t columns, int64_t row_stride,
+                     int64_t column_stride, bool bf16)
+{
+    dnnl_dims_t dims = {rows, columns}, strides = {row_stride, column_stride};
+    check(dnnl_memory_desc_init_by_strides(desc, 2, dims, bf16 ? dnnl_bf16 : dnnl_f32, strides),
+          "describe a matrix");
+}
+
+static dnnl_status_t entry_desc(struct entry *e, dnnl_primitive_desc_t *desc)
+{
+    const struct key *key = &e->key;
+    bool ta = key->flags & MATMUL_A_TRANSPOSED, tb = key->flags & MATMUL_B_TRANSPOSED;
+    describe(&e->a, key->m, key->k, ta ? 1 : key->lda, ta ? key->lda : 1, key->in_bf16);
+    describe(&e->b, key->k, key->n, tb ? 1 : key->ldb, tb ? key->ldb : 1, key->in_bf16);
+    describe(&e->c, key->m, key->n, key->ldc, 1, key->out_bf16);
+    dnnl_primitive_attr_t attr;
+    dnnl_post_ops_t post;
+    check(dnnl_primitive_attr_create(&attr), "make attributes");
+    check(dnnl_post_ops_create(&post), "make post-ops");
+    if (key->flags & MATMUL_ADD)
+        check(dnnl_post_ops_append_sum(post, 1.0f), "append a sum");
+    check(dnnl_primitive_attr_set_post_ops(attr, post), "set post-ops");
+    check(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user),
+          "set the scratchpad's mode");
+    dnnl_matmul_desc_t matmul;
+    check(dnnl_matmul_desc_init(&matmul, &e->a, &e->b, NULL, &e->c), "describe a product");
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1); /* the primitive is made for one thread */
+    dnnl_status_t status = dnnl_primitive_desc_create(desc, &matmul, attr, lib.engine, NULL);
+    omp_set_num_threads(threads);
+    dnnl_post_ops_destroy(post);
+    dnnl_primitive_attr_destroy(attr);
+    if (status != dnnl_success)
+        return status;
+    e->scratchpad = *dnnl_primitive_desc_query_md(*desc, dnnl_query_scratchpad_md, 0);
+    e->scratch_bytes = dnnl_memory_desc_get_size(&e->scratchpad);
+    return status;
+}
+
+/* The scratch of one tile, without making its code. */
+static size_t key_scratch(const struct key *key)
+{
+    struct entry e = {.key = *key};
+    dnnl_primitive_desc_t desc;
+    check(entry_desc(&e, &desc), "plan a product");
+    dnnl_primitive_desc_destroy(desc);
+    return e.scratch_bytes;
+}
+
+static uint64_t key_hash(const struct key *key)
+{
+    const unsigned char *bytes = (const unsigned char *)key;
+    uint64_t hash = 14695981039346656037ull; /* FNV-1a */
+    for (size_t i = 0; i < sizeof *key; i++)
+        hash = (hash ^ bytes[i]) * 1099511628211ull;
+    return hash ^ hash >> 32;
+}
+
+/* The tile's primitive, from the cache, or made in the place of the set's longest unused. */
+static const struct entry *entry_get(const struct key *key)
+{
+    struct entry *set = lib.entries[key_hash(key) % SETS], *oldest = &set[0];
+    for (int way = 0; way < WAYS; way++) {
+        if (set[way].primitive && memcmp(&set[way].key, key, sizeof *key) == 0) {
+            set[way].used = ++lib.clock;
+            return &set[way];
+        }
+        if (set[way].used < oldest->used)
+            oldest = &set[way];
+    }
+    if (oldest->primitive)
+        dnnl_primitive_destroy(oldest->primitive);
+    *oldest = (struct entry){.key = *key, .used = ++lib.clock};
+    dnnl_primitive_desc_t desc;
+    check(entry_desc(oldest, &desc), "plan a product");
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    check(dnnl_primitive_create(&oldest->primitive, desc), "make a product's code");
+    omp_set_num_threads(threads);
+    dnnl_primitive_desc_destroy(desc);
+    return oldest;
+}
+
+struct tiling {
+    int64_t m, n, k;        /* of the whole product */
+    int64_t tile_m, tile_n; /* the last row and column of tiles may be smaller */
+    int64_t rows, columns;  /* of tiles */
+    bool in_bf16, out_bf16; /* of what oneDNN sees */
+    bool widen;             /* bf16 tiles are widened to fp32 first, and rounded after */
+    bool out_narrow;        /* … because the output is bf16 */
+    bool out_add;           /* … and added to: by us, not by oneDNN */
+    unsigned flags;         /* for oneDNN */
+};
+
+static int64_t divide_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Equal tiles no larger than the limits, in number a multiple of the slots while there are few. */
+static struct tiling tiling_choose(int64_t m, int64_t n, int64_t k, enum dtype in, enum dtype out,
+                                   unsigned flags)
+{
+    struct tiling t = {.m = m, .n = n, .k = k, .flags = flags};
+    t.widen = in == DTYPE_BF16 && !lib.native_bf16;
+    t.in_bf16 = in == DTYPE_BF16 && !t.widen;
+    t.out_bf16 = out == DTYPE_BF16 && !t.widen;
+    t.out_narrow = out == DTYPE_BF16 && t.widen;
+    if (t.out_narrow && flags & MATMUL_ADD) {
+        t.out_add = true;
+        t.flags &= ~(unsigned)MATMUL_ADD;
+    }
+    t.columns = divide_up(n, k > LONG ? TILE_COLUMNS_LONG : TILE_COLUMNS);
+    t.rows = divide_up(m, TILE_ROWS);
+    while (t.rows * t.columns % lib.slots != 0 && t.rows * t.columns < 8 * lib.slots &&
+           m / (t.rows + 1) >= TILE_MIN)
+        t.rows++;
+    while (t.rows * t.columns % lib.slots != 0 && t.rows * t.columns < lib.slots &&
+           n / (t.columns + 1) >= TILE_MIN)
+        t.columns++;
+    t.tile_m = divide_up(divide_up(m, t.rows), STEP) * STEP;
+    t.tile_n = divide_up(divide_up(n, t.columns), TILE_MIN) * TILE_MIN;
+    t.tile_m = t.tile_m < m ? t.tile_m : m;
+    t.tile_n = t.tile_n < n ? t.tile_n : n;
+    t.rows = divide_up(m, t.tile_m);
+    t.columns = divide_up(n, t.tile_n);
+    return t;
+}
+
+static int64_t tile_height(const struct tiling *t, int64_t row)
+{
+    return row + 1 < t->rows ? t->tile_m : t->m - row * t->tile_m;
+}
+
+static int64_t tile_width(const struct tiling *t, int64_t column)
+{
+    return column + 1 < t->columns ? t->tile_n : t->n - column * t->tile_n;
+}
+
+/* Widened tiles are dense copies; the others are views into the matrices. */
+static struct key tile_key(const struct tiling *t, int64_t row, int64_t column)
+{
+    struct key key = {.m = tile_height(t, row), .n = tile_width(t, column), .k = t->k, .flags = t->flags};
+    bool ta = t->flags & MATMUL_A_TRANSPOSED, tb = t->flags & MATMUL_B_TRANSPOSED;
+    key.lda = !ta ? t->k : t->widen ? key.m : t->m;
+    key.ldb = tb ? t->k : t->widen ? key.n : t->n;
+    key.ldc = t->out_narrow ? key.n : t->n;
+    key.in_bf16 = t->in_bf16;
+    key.out_bf16 = t->out_bf16;
+    return key;
+}
+
+/* Tiles come in at most four sizes: corner's bit 0 says the last row of tiles, bit 1 the last column. */
+static struct key corner_key(const struct tiling *t, int corner)
+{
+    return tile_key(t, corner & 1 ? t->rows - 1 : 0, corner & 2 ? t->columns - 1 : 0);
+}
+
+/* A slot: oneDNN's scratchpad, then the widened a, b and c. */
+struct slot {
+    size_t a, b, c, bytes;
+};
+
+static size_t align(size_t bytes)
+{
+    return (bytes + 4095) / 4096 * 4096;
+}
+
+static struct slot slot_lay(const struct tiling *t, size_t pad)
+{
+    struct slot slot = {.bytes = align(pad)};
+    if (!t->widen)
+        return slot;
+    slot.a = slot.bytes;
+    slot.b = slot.a + align(sizeof(float) * (size_t)(t->tile_m * t->k));
+    slot.c = slot.b + align(sizeof(float) * (size_t)(t->tile_n * t->k));
+    slot.bytes = slot.c + align(sizeof(float) * (size_t)(t->tile_m * t->tile_n));
+    return slot;
+}
+
+static size_t products_scratch(int64_t m, int64_t n, int64_t k, enum dtype in_dtype, enum dtype out_dtype,
+                               unsigned flags)
+{
+    if (m == 0 || n == 0 || k == 0)
+        return 0;
+    struct tiling t = tiling_choose(m, n, k, in_dtype, out_dtype, flags);
+    size_t pad = 0;
+    for (int corner = 0; corner < 4; corner++) {
+        struct key key = corner_key(&t, corner);
+        size_t bytes = key_scratch(&key);
+        pad = bytes > pad ? bytes : pad;
+    }
+    return (size_t)lib.slots * slot_lay(&t, pad).bytes;
+}
+
+/* One thread's handles, re-pointed from tile to tile. */
+struct hands {
+    dnnl_stream_t stream;
+    char *slot;
+    const struct slot *lay;
+};
+
+static dnnl_memory_t memory_of(const dnnl_memory_desc_t *desc, const void *data)
+{
+    dnnl_memory_t memory;
+    check(dnnl_memory_create(&memory, desc, lib.engine, (void *)(uintptr_t)data), "make a memory");
+    return memory;
+}
+
+static void tile_execute(const struct hands *hands, const struct entry *e, void *out, const void *a,
+                         const void *b)
+{
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, memory_of(&e->a, a)},
+                              {DNNL_ARG_WEIGHTS, memory_of(&e->b, b)},
+                              {DNNL_ARG_DST, memory_of(&e->c, out)},
+                              {DNNL_ARG_SCRATCHPAD, memory_of(&e->scratchpad, hands->slot)}};
+    check(dnnl_primitive_execute(e->primitive, hands->stream, 4, args), "run a product");
+    for (int i = 0; i < 4; i++)
+        dnnl_memory_destroy(args[i].memory);
+}
+
+/* to[rows][columns] fp32, dense, from bf16 rows `stride` apart. */
+static void widen(float *to, const uint16_t *from, int64_t rows, int64_t columns, int64_t stride)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++)
+            to[r * columns + c] = bf16_to_float(from[r * stride + c]);
+}
+
+static void narrow(uint16_t *to, const float *from, int64_t rows, int64_t columns, int64_t stride, bool add)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            uint16_t *at = &to[r * stride + c];
+            float x = from[r * columns + c];
+            *at = bf16_from_float(add ? bf16_to_float(*at) + x : x);
+        }
+}
+
+/* A processor without bf16: the same tile in fp32, on inputs that are bf16 already. */
+static void tile_widened(const struct hands *hands, const struct tiling *t, const struct entry *e, void *out,
+                         const void *a, const void *b)
+{
+    const struct key *key = &e->key;
+    float *wide_a = (float *)(void *)(hands->slot + hands->lay->a);
+    float *wide_b = (float *)(void *)(hands->slot + hands->lay->b);
+    float *wide_c = (float *)(void *)(hands->slot + hands->lay->c);
+    if (t->flags & MATMUL_A_TRANSPOSED)
+        widen(wide_a, a, t->k, key->m, t->m);
+    else
+        widen(wide_a, a, key->m, t->k, t->k);
+    if (t->flags & MATMUL_B_TRANSPOSED)
+        widen(wide_b, b, key->n, t->k, t->k);
+    else
+        widen(wide_b, b, t->k, key->n, t->n);
+    tile_execute(hands, e, t->out_narrow ? (void *)wide_c : out, wide_a, wide_b);
+    if (t->out_narrow)
+        narrow(out, wide_c, key->m, key->n, t->n, t->out_add);
+}
+
+static void tile_run(const struct hands *hands, const struct tiling *t, const struct entry *const corners[4],
+                     int64_t tile, char *out, const char *a, const char *b)
+{
+    int64_t row = tile / t->columns, column = tile % t->columns;
+    int64_t i = row * t->tile_m, j = column * t->tile_n;
+    const struct entry *e = corners[(row + 1 == t->rows ? 1 : 0) | (column + 1 == t->columns ? 2 : 0)];
+    int64_t in = t->in_bf16 || t->widen ? 2 : 4, result = t->out_bf16 || t->out_narrow ? 2 : 4;
+    a += in * (t->flags & MATMUL_A_TRANSPOSED ? i : i * t->k);
+    b += in * (t->flags & MATMUL_B_TRANSPOSED ? j * t->k : j);
+    out += result * (i * t->n + j);
+    if (t->widen)
+        tile_widened(hands, t, e, out, a, b);
+    else
+        tile_execute(hands, e, out, a, b);
+}
+
+static void products_matmul(struct queue *q, void *out, const void *a, const void *b, int64_t m, int64_t n,
+                            int64_t k, enum dtype in_dtype, enum dtype out_dtype, unsigned flags,
+                            void *scratch)
+{
+    if (m == 0 || n == 0 || k == 0) {
+        if (!(flags & MATMUL_ADD))
+            memset(out, 0, (size_t)(m * n) * dtype_bytes(out_dtype));
+        return;
+    }
+    struct tiling t = tiling_choose(m, n, k, in_dtype, out_dtype, flags);
+    const struct entry *corners[4];
+    size_t pad = 0;
+    for (int corner = 0; corner < 4; corner++) {
+        struct key key = corner_key(&t, corner);
+        corners[corner] = entry_get(&key);
+        pad = corners[corner]->scratch_bytes > pad ? corners[corner]->scratch_bytes : pad;
+    }
+    struct slot lay = slot_lay(&t, pad);
+    int threads = q->threads < lib.slots ? q->threads : lib.slots, before = omp_get_max_threads();
+    omp_set_num_threads(1); /* for oneDNN, inside; the region below says its own number */
+#pragma omp parallel num_threads(threads) if (t.rows * t.columns > 1)
+    {
+        struct hands hands = {.slot = (char *)scratch + (size_t)omp_get_thread_num() * lay.bytes,
+                              .lay = &lay};
+        check(dnnl_stream_create(&hands.stream, lib.engine, dnnl_stream_default_flags), "make a stream");
+#pragma omp for schedule(dynamic)
+        for (int64_t tile = 0; tile < t.rows * t.columns; tile++)
+            tile_run(&hands, &t, corners, tile, out, a, b);
+        dnnl_stream_destroy(hands.stream);
+    }
+    omp_set_num_threads(before);
+}
+
+static const struct head_products products = {products_matmul, products_scratch};
+
+/* The head around these products, with the softmax of the table's level. */
+#define X(level)                                                                                             \
+    static size_t level##_head_scratch(const struct head_shape *shape, bool gradient, enum dtype dtype)      \
+    {                                                                                                        \
+        return level##_head_with_scratch(&products, shape, gradient, dtype);                                 \
+    }                                                                                                        \
+    static void level##_head(struct queue *q, float *logprob, void *dx, float *dw, const void *x,            \
+                             const void *w, const int32_t *labels, const struct head_shape *shape,           \
+                             enum dtype dtype, void *scratch)                                                \
+    {                                                                                                        \
+        level##_head_with(q, &products, logprob, dx, dw, x, w, labels, shape, dtype, scratch);               \
+    }
+HEAD_LEVELS(X)
+#undef X
 
 const char *dnnl_release(void)
 {
@@ -15,10 +393,52 @@ const char *dnnl_release(void)
 
 const char *dnnl_products(void)
 {
-    return "plain C (slow)";
+    return lib.products;
 }
 
-void overlay_dnnl(struct kernels *table)
+/* Does oneDNN have a fast bf16 product for this processor? Asked of a product like ours. */
+static bool bf16_is_native(void)
 {
-    (void)table;
+    struct entry e = {
+        .key = {.m = 256, .n = 256, .k = 256, .lda = 256, .ldb = 256, .ldc = 256, .in_bf16 = 1}};
+    dnnl_primitive_desc_t desc;
+    if (entry_desc(&e, &desc) != dnnl_success)
+        return false;
+    const char *name = "";
+    dnnl_primitive_desc_query(desc, dnnl_query_impl_info_str, 0, &name);
+    bool native = strncmp(name, "ref", 3) != 0;
+    snprintf(lib.products, sizeof lib.products, "bf16 by oneDNN (%.40s)", name);
+    dnnl_primitive_desc_destroy(desc);
+    return native;
+}
+
+void dnnl_set_slots(int slots)
+{
+    lib.slots = slots;
+}
+
+void overlay_dnnl(struct kernels *table, int threads)
+{
+    if (!lib.engine) {
+        if (dnnl_engine_create(&lib.engine, dnnl_cpu, 0) != dnnl_success) {
+            snprintf(lib.products, sizeof lib.products, "plain C (oneDNN did not start)");
+            return;
+        }
+        /* The same however many threads this device has: the tiling follows it. */
+        cpu_set_t set;
+        int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+        lib.slots = threads > cores ? threads : cores;
+        lib.native_bf16 = bf16_is_native();
+        if (!lib.native_bf16)
+            snprintf(lib.products, sizeof lib.products, "fp32 by oneDNN, on bf16-rounded inputs");
+    }
+    table->matmul = products_matmul;
+    table->matmul_scratch = products_scratch;
+#define X(level)                                                                                             \
+    if (table->head_loss == kernels_##level.head_loss) {                                                     \
+        table->head_loss = level##_head;                                                                     \
+        table->head_loss_scratch = level##_head_scratch;                                                     \
+    }
+    HEAD_LEVELS(X)
+#undef X
 }

@@ -13,11 +13,18 @@
 #define LOGITS_BYTES (64ll << 20) /* of one chunk … */
 enum { ROWS_MIN = 256 };          /* … but not fewer rows: every chunk reads and writes all of dw */
 
+/* A chunk's rows are filled up with zero rows to a multiple of 64: then products come in few shapes, which
+ * can be planned for all, whatever the number of labelled rows turns out to be. */
+static int64_t padded(int64_t rows)
+{
+    return (rows + 63) / 64 * 64;
+}
+
 static int64_t chunk_rows(const struct head_shape *shape)
 {
     int64_t rows = LOGITS_BYTES / ((int64_t)sizeof(float) * shape->vocabulary) / 64 * 64;
     rows = rows < ROWS_MIN ? ROWS_MIN : rows;
-    return rows < shape->tokens ? rows : shape->tokens;
+    return rows < shape->tokens ? rows : padded(shape->tokens);
 }
 
 /* Where a chunk's parts lie in scratch. */
@@ -42,8 +49,9 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static struct chunk chunk_lay(void *scratch, const struct head_products *products,
-                              const struct head_shape *shape, bool gradient, enum dtype dtype)
+/* The products come last in scratch: their bytes are asked for by products_bytes, once, when memory is
+ * planned. */
+static struct chunk chunk_lay(void *scratch, const struct head_shape *shape, bool gradient, enum dtype dtype)
 {
     int64_t R = chunk_rows(shape), V = shape->vocabulary, H = shape->hidden;
     size_t element = dtype_bytes(dtype), rows = (size_t)R;
@@ -51,17 +59,31 @@ static struct chunk chunk_lay(void *scratch, const struct head_products *product
     c.tokens = take(scratch, &c.bytes, (size_t)shape->tokens * sizeof(int32_t));
     c.x = take(scratch, &c.bytes, rows * (size_t)H * element);
     c.logits = take(scratch, &c.bytes, rows * (size_t)V * sizeof(float));
-    size_t want = products->scratch(R, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED);
     if (gradient) {
         c.dx = take(scratch, &c.bytes, rows * (size_t)H * element);
         c.dlogits =
             dtype == DTYPE_F32 ? (void *)c.logits : take(scratch, &c.bytes, rows * (size_t)V * element);
-        want = larger(want, products->scratch(R, H, V, dtype, dtype, 0));
-        want = larger(want, products->scratch(V, H, R, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED));
-        want = larger(want, products->scratch(V, H, R, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED | MATMUL_ADD));
     }
-    c.products = take(scratch, &c.bytes, want);
+    c.products = take(scratch, &c.bytes, 0);
     return c;
+}
+
+/* The largest scratch of the products of a chunk, over all numbers of rows that it may have. */
+static size_t products_bytes(const struct head_products *products, const struct head_shape *shape,
+                             bool gradient, enum dtype dtype)
+{
+    int64_t V = shape->vocabulary, H = shape->hidden;
+    size_t want = 0;
+    for (int64_t rows = 64; rows <= chunk_rows(shape); rows += 64) {
+        want = larger(want, products->scratch(rows, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED));
+        if (!gradient)
+            continue;
+        want = larger(want, products->scratch(rows, H, V, dtype, dtype, 0));
+        want = larger(want, products->scratch(V, H, rows, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED));
+        want =
+            larger(want, products->scratch(V, H, rows, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED | MATMUL_ADD));
+    }
+    return want;
 }
 
 /* One row: returns the label's log-probability; logits become e^(logit - max), *total their sum. */
@@ -126,7 +148,7 @@ static void chunk_softmax(struct queue *q, float *logprob, const struct chunk *c
 size_t ROW(head_with_scratch)(const struct head_products *products, const struct head_shape *shape,
                               bool gradient, enum dtype dtype)
 {
-    return chunk_lay(NULL, products, shape, gradient, dtype).bytes;
+    return chunk_lay(NULL, shape, gradient, dtype).bytes + products_bytes(products, shape, gradient, dtype);
 }
 
 void ROW(head_with)(struct queue *q, const struct head_products *products, float *logprob, void *dx,
@@ -136,7 +158,7 @@ void ROW(head_with)(struct queue *q, const struct head_products *products, float
     int64_t T = shape->tokens, V = shape->vocabulary, H = shape->hidden, R = chunk_rows(shape), labelled = 0;
     size_t row_bytes = (size_t)H * dtype_bytes(dtype);
     bool gradient = dx != NULL;
-    struct chunk c = chunk_lay(scratch, products, shape, gradient, dtype);
+    struct chunk c = chunk_lay(scratch, shape, gradient, dtype);
     for (int64_t t = 0; t < T; t++) {
         logprob[t] = 0.0f;
         if (labels[t] >= 0)
@@ -148,17 +170,20 @@ void ROW(head_with)(struct queue *q, const struct head_products *products, float
         memset(dw, 0, (size_t)(V * H) * sizeof(float));
 
     for (int64_t first = 0; first < labelled; first += R) {
-        int64_t rows = labelled - first < R ? labelled - first : R;
+        int64_t rows = labelled - first < R ? labelled - first : R, whole = padded(rows);
         const int32_t *tokens = c.tokens + first;
         for (int64_t r = 0; r < rows; r++)
             memcpy((char *)c.x + (size_t)r * row_bytes, (const char *)x + (size_t)tokens[r] * row_bytes,
                    row_bytes);
-        products->matmul(q, c.logits, c.x, w, rows, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED, c.products);
+        memset((char *)c.x + (size_t)rows * row_bytes, 0, (size_t)(whole - rows) * row_bytes);
+        products->matmul(q, c.logits, c.x, w, whole, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED, c.products);
         chunk_softmax(q, logprob, &c, tokens, rows, labels, V, gradient, dtype);
         if (!gradient)
             continue;
-        products->matmul(q, c.dx, c.dlogits, w, rows, H, V, dtype, dtype, 0, c.products);
-        products->matmul(q, dw, c.dlogits, c.x, V, H, rows, dtype, DTYPE_F32,
+        size_t dlogits_row = (size_t)V * dtype_bytes(dtype);
+        memset((char *)c.dlogits + (size_t)rows * dlogits_row, 0, (size_t)(whole - rows) * dlogits_row);
+        products->matmul(q, c.dx, c.dlogits, w, whole, H, V, dtype, dtype, 0, c.products);
+        products->matmul(q, dw, c.dlogits, c.x, V, H, whole, dtype, DTYPE_F32,
                          first == 0 ? MATMUL_A_TRANSPOSED : MATMUL_A_TRANSPOSED | MATMUL_ADD, c.products);
         for (int64_t r = 0; r < rows; r++)
             memcpy((char *)dx + (size_t)tokens[r] * row_bytes, (const char *)c.dx + (size_t)r * row_bytes,
