@@ -1,0 +1,146 @@
+"""Bad input: the contract's error, and the state unharmed."""
+import json
+import os
+import shutil
+
+from bounds import bounded
+from harness import TINY, need
+
+
+@bounded(120)
+def test_refusals_leave_the_state_as_it_was(world):
+    world.dataset()
+    world.start(2)
+    before = world.weights("before")
+    recipe = world.recipe()
+    cases = [
+        (("set-optimizer", "fp32-mster"), 1, ("fp32-master",)),            # the nearest right name
+        (("set-optimizer", "fp32-master+wieght=bf16"), 1, ("weight",)),
+        (("set-optimizer", "fp32-master+weight=bf17"), 1, ("bf16",)),
+        (("set-optimizer", "bf16"), 1, ("--yes",)),                        # the fault asks
+        (("train", world.path("none.yaml")), None, ("none.yaml",)),
+        (("train", world.recipe("typo.yaml", glbal_batch=8)), None, ("global_batch",)),
+        (("train", world.recipe("empty.yaml", data=world.path("nowhere"))), None, ("nowhere",)),
+        (("train", world.recipe("zero.yaml", global_batch=0)), None, ("global_batch",)),
+        (("train", world.recipe("type.yaml", steps="many")), None, ("steps",)),
+        (("train", world.recipe("both.yaml", epochs=2)), None, ("epochs", "steps")),
+        (("train", world.recipe("sched.yaml", schedule={"kind": "cosine", "warmup_steps": 50, "decay_steps": 5})), None, ("decay_steps",)),
+        (("evaluate", world.path("nowhere")), 1, ("nowhere",)),
+        (("load", world.path("nowhere")), 1, ("nowhere",)),
+        (("checkpoint", "load", "nothing-by-that-name"), 1, ("nothing-by-that-name",)),
+        (("checkpoint", "delete", "nothing-by-that-name"), 1, ("nothing-by-that-name",)),
+        (("checkpoint", "save", "../outside"), 1, ()),
+        (("resume",), 1, ("idle",)),                                       # not in this state, which is named
+        (("pause",), 1, ("idle",)),
+        (("stop",), 1, ("idle",)),
+    ]
+    for words, code, says in cases:
+        result = world.refused(*words, code=code, says=says)
+        need(result.code in (1, 2), f"{words} ended with {result.code}")
+    status = world.status()
+    need(status["state"] == "idle" and status["policy"]["name"] == "fp32-master", f"state after refusals: {status['state']}")
+    need(world.weights("after") == before, "a refused command changed weights")
+    world.train(recipe)  # and it still works
+
+
+@bounded(60)
+def test_usage(world):
+    for words in (("sttaus",), (), ("train",), ("checkpoint", "sav"), ("status", "--nonsense"), ("-o", "xml", "status"),
+                  ("compare", "recipe.yaml"), ("wait", "--step", "soon")):
+        result = world.refused(*words, code=2)
+        need(not result.out, f"{words}: wrong usage prints data")
+    need("status" in world.refused("sttaus", code=2).err, "no nearest command is named")
+    world.ctl("status", code=3)
+    world.ctl("--connect", "unix:" + world.path("nobody.sock"), "status", code=3)
+
+
+@bounded(60)
+def test_broken_configs(world):
+    cases = [("{", "config"), ("[]", "config"), (json.dumps({**TINY, "hidden_size": -1}), "hidden_size"),
+             (json.dumps({**TINY, "num_key_value_heads": 7}), "num_key_value_heads"),
+             (json.dumps({**TINY, "num_hidden_layers": 1e9}), "num_hidden_layers"),
+             (json.dumps({k: v for k, v in TINY.items() if k != "vocab_size"}), "vocab_size"),
+             (json.dumps({**TINY, "model_type": "llama"}), "llama")]
+    for number, (text, word) in enumerate(cases):
+        path = world.write(f"broken-{number}/config.json", text)
+        daemon = world.start(2, "--init", path, init=False, wait=False, state=f"state-{number}")
+        code = daemon.wait_end(20)
+        need(code != 0, f"a broken config was taken: {text[:60]}")
+        need(word in daemon.said(), f"the refusal does not say {word}: {daemon.said()[-400:]}")
+        need("Traceback" not in daemon.said() and "invariant" not in daemon.said().lower(), f"it crashed: {daemon.said()[-400:]}")
+
+
+@bounded(60)
+def test_unusable_data(world):
+    for name, text in (("empty.jsonl", ""), ("broken.jsonl", "{\"messages\": [\n"), ("roles.jsonl", '{"messages": [{"role": "user"}]}\n'),
+                       ("unlabelled.jsonl", '{"messages": [{"role": "user", "content": "no answer"}]}\n')):
+        world.refused("data", "prepare", world.write(name, text), "-o", world.path("bad"), code=None, says=())
+        result = world.ctl("data", "show", world.path("bad"), code=None)
+        need(result.code != 0, f"{name} made a dataset")
+    world.refused("data", "prepare", world.path("absent.jsonl"), "-o", world.path("bad"), code=None, says=("absent.jsonl",))
+
+
+@bounded(120)
+def test_a_damaged_dataset(world):
+    world.dataset()
+    world.start(2)
+    for file in sorted(os.listdir(world.path("data"))):
+        shutil.rmtree(world.path("cut"), ignore_errors=True)
+        shutil.copytree(world.path("data"), world.path("cut"))
+        path = world.path("cut", file)
+        os.truncate(path, os.path.getsize(path) // 2)
+        world.refused("train", world.recipe("cut.yaml", data=world.path("cut")), code=1)
+    need(world.status()["state"] == "idle", "a damaged dataset left another state")
+
+
+@bounded(180)
+def test_a_damaged_checkpoint(world):
+    """One flipped bit or one cut file, in any file of it: refused, named, and the model in memory unharmed."""
+    world.dataset()
+    world.start(2)
+    world.train(world.recipe())
+    path = world.json("checkpoint", "save", "whole")["path"]
+    weights = world.weights("weights")
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names]
+    need(files, "the checkpoint has no files")
+    for number, file in enumerate(sorted(files)):
+        with open(file, "rb") as data:
+            good = data.read()
+        for kind in ("flip", "cut"):
+            bad = bytearray(good)
+            if kind == "flip":
+                bad[len(bad) * 2 // 3] ^= 0x10
+            else:
+                bad = bad[:len(bad) // 2]
+            with open(file, "wb") as data:
+                data.write(bad)
+            world.refused("checkpoint", "verify", "whole", code=1)
+            world.refused("checkpoint", "load", "whole", code=1)
+        with open(file, "wb") as data:
+            data.write(good)
+    need(world.weights("still") == weights, "a refused load changed weights")
+    world.ctl("checkpoint", "load", "whole")
+    need(world.weights("again") == weights, "the checkpoint does not hold the weights")
+
+
+@bounded(120)
+def test_a_full_disk(world):
+    """A checkpoint folder on a file system without room: refused, nothing half-written, the run's state unharmed."""
+    if not os.path.exists("/dev/full"):
+        return
+    world.dataset()
+    small = world.path("small")
+    os.mkdir(small)
+    world.start(2, "--checkpoint-dir", small, env={"TRAINERD_TEST_DISK_BYTES": "20000"})
+    result = world.ctl("checkpoint", "save", "too-large", code=None)
+    if result.code == 0:
+        return  # this build has no such hook: the store's unit tests inject the failing writes
+    need(not os.path.exists(os.path.join(small, "too-large")), "a half-written checkpoint has its final name")
+    need(world.status()["state"] == "idle", "a full disk left another state")
+
+
+@bounded(60)
+def test_a_long_socket_path(world):
+    daemon = world.start(1, wait=False, state="x" * 120)
+    need(daemon.wait_end(20) != 0, "a socket path over 100 bytes was accepted")
+    need("100" in daemon.said() or "short" in daemon.said(), f"no shorter path is proposed: {daemon.said()[-300:]}")

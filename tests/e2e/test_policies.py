@@ -1,0 +1,124 @@
+"""Policies: live swaps between all pairs, the measures that tell them apart, compare."""
+import json
+
+from bounds import bounded, long
+from harness import POLICIES, need
+
+
+@bounded(240)
+def test_live_swaps_between_all_pairs(world):
+    """One run walks over every ordered pair; the run goes on, the audit adds up, wider is exact."""
+    world.dataset()
+    world.start(2)
+    world.ctl("train", world.recipe(steps=1000000), "--yes")
+    world.ctl("wait", "--step", "3", timeout=60)
+    for before in POLICIES:
+        for after in POLICIES:
+            if before == after:
+                continue
+            world.json("set-optimizer", before, "--yes")
+            done = world.json("set-optimizer", after, "--yes")
+            status = world.status()
+            need(status["policy"]["name"] == after, f"{before} to {after}: status says {status['policy']['name']}")
+            need(done["bytes_per_parameter_after"] == status["policy"]["bytes_per_parameter"],
+                 f"{before} to {after}: said {done['bytes_per_parameter_after']}, status {status['policy']['bytes_per_parameter']}")
+            if after == "fp32-master":
+                need(done["exact"], f"{before} to fp32-master is not exact")
+    at = world.status()["step"]
+    world.ctl("wait", "--step", str(at + 3), timeout=60)
+    audit = world.json("audit")
+    need(audit["bytes_total"] == audit["bytes_allocated"], "the audit does not add up after the swaps")
+    last = world.events("--since", str(at))[-1]
+    need(last["loss"] == last["loss"] and last["loss"] < 6, f"the loss is {last['loss']} after the swaps")
+
+
+@bounded(120)
+def test_bytes_a_parameter(world):
+    """The contract's column, measured from what is really allocated."""
+    wanted = {"fp32-master": 12, "fp32-lean": 8, "fp32-q8": 6.125, "fp24-q8": 5.125, "bf16-kahan": 8, "bf16-sr": 6, "bf16": 6}
+    world.start(2)
+    for policy, nominal in wanted.items():
+        world.ctl("set-optimizer", policy, "--yes")
+        measured = world.status()["policy"]["bytes_per_parameter"]
+        need(abs(measured / nominal - 1) < 0.25, f"{policy}: {measured} bytes a parameter, wanted about {nominal}")
+
+
+@bounded(120)
+def test_the_fault_shows(world):
+    """bf16 loses most of its updates from the first ones on, says so, and asks to be wanted; a swap ends it."""
+    world.dataset()
+    world.start(2)
+    world.ctl("set-optimizer", "bf16", code=1)
+    recipe = world.recipe(steps=60, optimizer={"policy": "bf16", "lr": 3e-4}, schedule={"kind": "constant"})
+    world.refused("train", recipe, says=("--yes",))
+    world.ctl("train", recipe, "--yes")
+    world.ctl("set-optimizer", "fp32-master", "--at-step", "30", code=None)
+    world.ctl("wait", "--state", "idle", timeout=90)
+    events = world.events()
+    need(events[4]["lost_update_share"] > 0.2 and events[4]["update_quality"] < 0.95, f"step 5 of bf16: {events[4]}")
+    need(all(e["update_quality"] == 1 for e in events[35:]), "after the swap updates are still lost")
+
+
+
+@bounded(180)
+def test_compare(world):
+    """Table, CSV and JSON; the daemon is left with equal bits."""
+    world.dataset()
+    world.start(2)
+    world.train(world.recipe())
+    weights, status = world.weights("before"), world.status()
+    rows = world.json("compare", "--policies", "fp32-master,bf16,fp32-master+weight=bf16", world.recipe("c.yaml", steps=20), timeout=120)
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    need([row["policy"] for row in rows] == ["fp32-master", "bf16", "fp32-master+weight=bf16"], f"rows {rows}")
+    for row in rows:
+        need(len(row["losses"]) == 20, f"{row['policy']}: {len(row['losses'])} losses")
+        need(abs(row["final_loss"] - sum(row["losses"][-10:]) / 10) < 1e-12, f"{row['policy']}: final_loss is not the mean of ten")
+        need(row["last_loss"] == row["losses"][-1], "last_loss")
+    need(min(row["ratio"] for row in rows) == 1, "the best has ratio 1")
+    need(rows[0]["update_quality"] == 1 and rows[1]["update_quality"] < 1, "qualities")
+    need(world.weights("after") == weights, "compare did not restore the weights")
+    after = world.status()
+    need(after["policy"] == status["policy"] and after["step"] == status["step"] and after["total_steps"] == status["total_steps"],
+         f"compare left {after['policy']['name']} at step {after['step']}")
+
+
+@bounded(120)
+def test_compare_restores_after_ctrl_c(world):
+    import signal
+    import time
+    world.dataset()
+    world.start(2)
+    weights = world.weights("before")
+    comparing = world.spawn("compare", "--policies", "fp32-master,bf16", world.recipe("c.yaml", steps=100000))
+    time.sleep(3)
+    comparing.send_signal(signal.SIGINT)
+    comparing.wait(30)
+    need(comparing.returncode != 0, "an interrupted compare ended with 0")
+    need(world.status()["state"] in ("idle", "paused"), f"left {world.status()['state']}")
+    need(world.weights("after") == weights, "an interrupted compare did not restore the weights")
+    need(world.status()["policy"]["name"] == "fp32-master", "nor the policy")
+
+
+@long
+@bounded(600)
+def test_soak(world):
+    """Ten minutes' worth of swaps, saves and loads under a run; memory does not grow."""
+    world.dataset()
+    daemon = world.start(2)
+    world.ctl("train", world.recipe(steps=10000000), "--yes")
+
+    def resident():
+        with open(f"/proc/{daemon.pids[0]}/statm", encoding="utf-8") as statm:
+            return int(statm.read().split()[1]) * 4096
+
+    first = None
+    for turn in range(60):
+        world.ctl("set-optimizer", POLICIES[turn % len(POLICIES)], "--yes")
+        world.ctl("checkpoint", "save", f"turn-{turn}")
+        world.ctl("checkpoint", "delete", f"turn-{turn}")
+        at = world.status()["step"]
+        world.ctl("wait", "--step", str(at + 20), timeout=60)
+        if turn == 14:
+            first = resident()
+    need(resident() < first * 1.2 + 2e7, f"resident memory grew from {first} to {resident()}")
+    json.loads(json.dumps(world.status()))

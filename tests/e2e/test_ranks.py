@@ -1,0 +1,152 @@
+"""What happens to ranks: killed, stopped, too many of them; and to those who watch."""
+import os
+import signal
+
+from bounds import bounded
+from harness import need, send, until
+
+
+@bounded(90)
+def test_a_killed_rank_ends_all(world):
+    world.dataset()
+    for victim in (1, 0):
+        daemon = world.start(2, state=f"state-{victim}")
+        world.ctl("train", world.recipe(steps=100000))
+        world.ctl("wait", "--step", "3", timeout=60)
+        send(daemon.pids[victim], signal.SIGKILL)
+        need(daemon.wait_end(10) != 0, "the daemon ended with 0 after a rank was killed")
+        daemon.all_gone()
+        need(f"rank {victim}" in daemon.said() or f"rank={victim}" in daemon.said(),
+             f"nothing names rank {victim}: {daemon.said()[-800:]}")
+
+
+@bounded(90)
+def test_a_killed_rank_ends_an_idle_daemon(world):
+    daemon = world.start(3)
+    send(daemon.pids[2], signal.SIGKILL)
+    need(daemon.wait_end(10) != 0, "an idle daemon went on without a rank")
+
+
+@bounded(90)
+def test_a_stopped_rank_ends_all(world):
+    """SIGSTOP: the others' watchdogs see a collective without progress, say where, and end."""
+    world.dataset()
+    daemon = world.start(2, "--stuck-after", "4")
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "3", timeout=60)
+    send(daemon.pids[1], signal.SIGSTOP)
+    need(daemon.wait_end(25) != 0, "the daemon ended with 0 although a rank was stopped")
+    need("rank" in daemon.said(), f"nothing was said: {daemon.said()[-500:]}")
+    send(daemon.pids[1], signal.SIGCONT)
+    daemon.all_gone()
+
+
+@bounded(60)
+def test_a_second_daemon_is_refused(world):
+    first = world.start(1)
+    second = world.start(1, state="state", wait=False)
+    need(second.wait_end(20) != 0, "a second daemon on the same folder ended with 0")
+    need(str(first.pids[0]) in second.said(), f"the refusal does not name pid {first.pids[0]}: {second.said()[-500:]}")
+    need(world.status(daemon=first)["state"] == "idle", "the first daemon was harmed")
+
+
+@bounded(60)
+def test_a_killed_daemon_leaves_no_lock(world):
+    first = world.start(1)
+    send(first.pids[0], signal.SIGKILL)
+    first.wait_end(10)
+    world.start(1)
+
+
+@bounded(60)
+def test_a_wrong_number_of_ranks(world):
+    for options in (("--layout", "d4"), ("--layout", "d3"), ("--layout", "d2t2")):
+        daemon = world.start(2, *options, wait=False, state="state-" + options[1])
+        code = daemon.wait_end(20)
+        need(code != 0, f"{options} was accepted on two ranks")
+        need(options[1] in daemon.said() or "rank" in daemon.said(), f"no sentence: {daemon.said()[-400:]}")
+
+
+@bounded(90)
+def test_what_is_not_built_says_so(world):
+    for options in (("--listen", "tcp:127.0.0.1:7777"), ("--metrics", "127.0.0.1:9090"), ("--device", "cuda"),
+                    ("--layout", "t2"), ("--layout", "p2"), ("--layout", "c2"), ("--zero", "1")):
+        daemon = world.start(2, *options, wait=False, state="state" + options[0] + options[1].replace(":", "-"))
+        code = daemon.wait_end(20)
+        need(code == 2, f"{options} ended with {code}, wanted 2: {daemon.said()[-400:]}")
+        need("built" in daemon.said() or "support" in daemon.said(), f"{options}: no sentence: {daemon.said()[-400:]}")
+
+
+@bounded(90)
+def test_a_client_that_leaves_harms_nobody(world):
+    world.dataset()
+    world.start(2)
+    world.ctl("train", world.recipe(steps=100000))
+    follower = world.spawn("metrics", "--follow")
+    world.ctl("wait", "--step", "5", timeout=60)
+    follower.kill()
+    follower.wait(5)
+    at = world.status()["step"]
+    world.ctl("wait", "--step", str(at + 5), timeout=60)
+    training = world.spawn("wait", "--step", "1000000")
+    training.send_signal(signal.SIGINT)
+    training.wait(10)
+    need(world.status()["state"] == "running", "a client that left took the run with it")
+
+
+@bounded(90)
+def test_leaving_a_followed_run(world):
+    """Ctrl-C while following leaves the run going and says so."""
+    world.dataset()
+    world.start(1)
+    following = world.spawn("train", world.recipe(steps=100000), "--follow")
+    until(lambda: world.status()["state"] == "running" and world.status()["step"] > 2, 30, "running")
+    following.send_signal(signal.SIGINT)
+    _, err = following.communicate(timeout=10)
+    need(world.status()["state"] == "running", "Ctrl-C stopped the run")
+    need(err.strip(), "Ctrl-C said nothing")
+
+
+@bounded(60)
+def test_sigterm_stops_at_once(world):
+    world.dataset()
+    daemon = world.start(2)
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "3", timeout=60)
+    send(daemon.process.pid, signal.SIGTERM)
+    need(daemon.wait_end(10) != 0, "SIGTERM ended with 0")
+    daemon.all_gone()
+
+
+@bounded(60)
+def test_an_idle_daemon_sleeps(world):
+    """Two idle seconds cost each rank less than a tenth of a second of processor time."""
+    import time
+    daemon = world.start(2)
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def used():
+        total = 0
+        for pid in daemon.pids:
+            with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / ticks
+
+    time.sleep(1)
+    before = used()
+    time.sleep(2)
+    need(used() - before < 0.2, f"two idle seconds used {used() - before:.2f} s")
+
+
+@bounded(180)
+def test_eight_ranks(world):
+    """mpirun -n 8 trainerd, on however few cores: trains, audits, saves, ends."""
+    world.dataset()
+    daemon = world.start(8)
+    events = world.train(world.recipe(steps=4), timeout=150)
+    need(len(events) == 4 and world.status()["ranks"] == 8, "eight ranks did not make four steps")
+    audit = world.json("audit")
+    need({row["rank"] for row in audit["rows"]} == set(range(8)), "audit does not name all ranks")
+    world.ctl("shutdown")
+    need(daemon.wait_end(30) == 0, "shutdown of eight ranks")

@@ -1,0 +1,146 @@
+"""Resuming gives the same bits: after a checkpoint, after a killed rank, after a kill in the middle of a save."""
+import signal
+import time
+
+from bounds import bounded
+from harness import Failure, need, send, until
+
+STEPS = 400
+
+
+def whole_run(world, policy, ranks=2, **changes):
+    """One uninterrupted run: its losses and its weights."""
+    world.dataset()
+    daemon = world.start(ranks, state="whole")
+    recipe = world.recipe(steps=STEPS, checkpoint={"every": 25, "keep": 3}, order="shuffled(5)",
+                          optimizer={"policy": policy, "lr": 1e-3, "weight_decay": 0.01, "clip": 1.0}, **changes)
+    events = world.train(recipe, "--yes")
+    weights = world.weights("whole-weights")
+    world.ctl("shutdown")
+    daemon.wait_end(20)
+    return recipe, {e["step"]: (e["loss"], e["grad_norm"]) for e in events}, weights
+
+
+def same(events, wanted, what):
+    for event in events:
+        need((event["loss"], event["grad_norm"]) == wanted[event["step"]],
+             f"{what}: step {event['step']} gives {event['loss']}, {event['grad_norm']}, wanted {wanted[event['step']]}")
+
+
+def killed_and_resumed(world, policy, ranks=2, back_ranks=2, options=()):
+    recipe, wanted, weights = whole_run(world, policy)
+    first = world.start(ranks, *options, state="cut")
+    world.ctl("train", recipe, "--yes")
+    world.ctl("wait", "--step", "60", timeout=60)
+    send(first.pids[-1], signal.SIGKILL)
+    need(first.wait_end(10) != 0, "a killed rank must end the daemon non-zero")
+    first.all_gone()
+    world.start(back_ranks, *options, init=False, state="cut")
+    status = world.status()
+    need(status["state"] == "paused" and status["step"] >= 50, f"came back {status['state']} at step {status['step']}")
+    if status["step"] >= STEPS:
+        raise Failure("the run had ended before the kill; nothing was tested")
+    world.ctl("resume")
+    world.ctl("wait", "--state", "idle", timeout=90)
+    after = [event for event in world.events() if event["step"] > status["step"]]
+    need(after and after[-1]["step"] == STEPS, "the resumed run did not reach its end")
+    same(after, wanted, f"{policy} resumed at {status['step']}")
+    need(world.weights("cut-weights") == weights, f"{policy}: the weights differ in bits from those of the whole run")
+
+
+@bounded(240)
+def test_after_a_killed_rank_fp32_master(world):
+    killed_and_resumed(world, "fp32-master")
+
+
+@bounded(240)
+def test_after_a_killed_rank_bf16_sr(world):
+    killed_and_resumed(world, "bf16-sr")
+
+
+@bounded(240)
+def test_after_a_killed_rank_fp24_q8(world):
+    killed_and_resumed(world, "fp24-q8")
+
+
+@bounded(120)
+def test_after_a_checkpoint_by_hand(world):
+    """Save at a step, go on, load, go on again: twice the same."""
+    world.dataset()
+    world.start(2)
+    world.ctl("train", world.recipe(steps=STEPS))
+    world.ctl("wait", "--step", "10", timeout=60)
+    world.ctl("pause")
+    until(lambda: world.status()["state"] == "paused", 20, "paused")
+    at = world.status()["step"]
+    need(at < STEPS, "the run ended before the pause")
+    world.ctl("checkpoint", "save", "middle")
+    world.ctl("resume")
+    world.ctl("wait", "--state", "idle", timeout=60)
+    once, weights = {e["step"]: (e["loss"], e["grad_norm"]) for e in world.events()}, world.weights("once")
+    world.ctl("checkpoint", "load", "middle")
+    need(world.status()["step"] == at, "load brought another step")
+    world.ctl("resume")
+    world.ctl("wait", "--state", "idle", timeout=60)
+    same([e for e in world.events() if e["step"] > at], once, "after load")
+    need(world.weights("twice") == weights, "the weights differ in bits")
+
+
+@bounded(120)
+def test_sigusr1_saves(world):
+    world.dataset()
+    daemon = world.start(2)
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "5", timeout=60)
+    send(daemon.process.pid, signal.SIGUSR1)  # mpirun passes it on
+    need(daemon.wait_end(30) == 0, f"ended with {daemon.process.returncode}")
+    world.start(2, init=False)
+    status = world.status()
+    need(status["state"] == "paused" and status["step"] >= 5, f"came back {status['state']} at step {status['step']}")
+
+
+@bounded(240)
+def test_a_kill_during_a_save(world):
+    """The last good checkpoint stands, whenever the kill comes: nothing half-written is ever taken."""
+    world.dataset()
+    world.config(hidden_size=128, intermediate_size=512, num_hidden_layers=4, head_dim=32)
+    config = world.path("model", "config.json")
+    for number, pause in enumerate((0.0, 0.01, 0.03, 0.08)):
+        state = f"state-{number}"
+        daemon = world.start(2, "--init", config, init=False, state=state)
+        world.train(world.recipe(steps=3))
+        good = world.weights(f"good-{number}")
+        before = world.status()["step"]
+        world.spawn("checkpoint", "save", "torn")
+        time.sleep(pause + 0.02)
+        send(daemon.pids[number % 2], signal.SIGKILL)
+        need(daemon.wait_end(10) != 0, "a killed rank must end the daemon non-zero")
+        daemon.all_gone()
+        back = world.start(2, init=False, state=state)
+        need(world.status()["step"] == before, f"came back at step {world.status()['step']}, wanted {before}")
+        for row in world.json("checkpoint", "list")["checkpoints"]:
+            world.json("checkpoint", "verify", row["name"])
+        need(world.weights(f"back-{number}") == good, f"after a kill {pause} s into the save the weights differ")
+        back.end()
+
+
+@bounded(240)
+def test_lanes_make_the_number_of_ranks_invisible(world):
+    """--lanes 4: a run on two ranks goes on with one, with the same bits as a run that stayed on one."""
+    world.dataset()
+    recipe = world.recipe(steps=60, global_batch=6, checkpoint={"every": 20, "keep": 3})
+    one = world.start(1, "--lanes", "4", state="one")
+    wanted = {e["step"]: (e["loss"], e["grad_norm"]) for e in world.train(recipe)}
+    weights = world.weights("one-weights")
+    one.end()
+    two = world.start(2, "--lanes", "4", state="two")
+    same(world.train(recipe), wanted, "two ranks")
+    need(world.weights("two-weights") == weights, "two ranks give other weights than one")
+    names = [row["name"] for row in world.json("checkpoint", "list")["checkpoints"] if row["step"] == 20]
+    two.end()
+    if names:
+        world.start(1, "--lanes", "4", init=False, state="two")
+        world.ctl("checkpoint", "load", names[0])
+        world.ctl("resume")
+        world.ctl("wait", "--state", "idle", timeout=60)
+        need(world.weights("back-weights") == weights, "two ranks, then one, give other weights")

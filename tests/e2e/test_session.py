@@ -1,0 +1,116 @@
+"""A new user's session: every command once, with -o json, and what each promises."""
+import os
+
+from bounds import bounded
+from harness import need, until
+
+
+@bounded(180)
+def test_every_command(world):
+    world.dataset()
+    world.dataset(rows=16, seed=2, name="held-out")
+    shown = world.ctl("data", "show", world.path("data")).out
+    need("say 0" in shown or "say" in shown, "data show prints no sample")
+    world.start(2)
+    status = world.status()
+    need(status["state"] == "idle" and status["ranks"] == 2, f"status says {status['state']}, {status['ranks']} ranks")
+    need(status["parameters"] > 0 and status["policy"]["name"] == "fp32-master", "status names no model or policy")
+
+    audit = world.json("audit")
+    need(audit["bytes_total"] == audit["bytes_allocated"], f"audit: {audit['bytes_total']} of {audit['bytes_allocated']}")
+    need(sum(row["bytes"] for row in audit["rows"]) == audit["bytes_total"], "audit's rows do not add up")
+
+    recipe = world.recipe(evaluate={"data": world.path("held-out"), "every": 6})
+    world.json("schedule", recipe, code=None)
+    events = world.train(recipe)
+    need([e["step"] for e in events] == list(range(1, 13)), f"steps are {[e['step'] for e in events]}")
+    need(events[-1]["loss"] < events[0]["loss"], "the loss did not fall")
+    need(all(e["lost_update_share"] == 0 and e["update_quality"] == 1 for e in events), "fp32-master lost updates")
+    need(events[0]["lr"] == 0, "the first update of a warm-up from 0 has lr 0")
+
+    loss = world.json("evaluate", world.path("held-out"))["loss"]
+    need(0 < loss < 10, f"evaluate says {loss}")
+    runs = world.json("runs")
+    runs = runs["runs"] if isinstance(runs, dict) else runs
+    need(len(runs) == 1 and runs[0]["step"] == 12, f"runs says {runs}")
+
+    saved = world.json("checkpoint", "save", "by-hand")
+    need("by-hand" in saved["path"], f"saved {saved}")
+    names = [row["name"] for row in world.json("checkpoint", "list")["checkpoints"]]
+    need("by-hand" in names, f"list says {names}")
+    world.json("checkpoint", "verify", "by-hand")
+    world.json("set-optimizer", "bf16-kahan", "--dry-run")
+    need(world.status()["policy"]["name"] == "fp32-master", "a dry run changed the policy")
+    world.json("set-optimizer", "bf16-kahan")
+    need(world.status()["policy"]["name"] == "bf16-kahan", "set-optimizer changed nothing")
+    world.json("checkpoint", "load", "by-hand")
+    need(world.status()["policy"]["name"] == "fp32-master", "checkpoint load keeps the checkpoint's policy")
+    world.json("checkpoint", "delete", "by-hand")
+
+    world.json("export", world.path("hub"), "--dtype", "bf16")
+    need(os.path.exists(world.path("hub", "config.json")), "export writes no config.json")
+    world.json("load", world.path("hub"))
+    world.json("init", world.path("model", "config.json"), "--seed", "7")
+    world.json("doctor", timeout=120)
+    world.json("shutdown")
+    need(world.daemons[-1].wait_end(20) == 0, "shutdown did not end with 0")
+    world.ctl("status", code=3)  # no daemon there
+
+
+@bounded(120)
+def test_steering_a_run(world):
+    world.dataset()
+    world.start(2)
+    recipe = world.recipe(steps=100000)
+    run = world.json("train", recipe)["run"]
+    need(run, "train names no run")
+    world.ctl("wait", "--step", "3", timeout=60)
+    world.refused("train", recipe, says=("running",))  # illegal in this state, and the sentence names it
+    world.json("pause")
+    until(lambda: world.status()["state"] == "paused", 20, "paused")
+    at = world.status()["step"]
+    need(world.status()["step"] == at, "a paused run goes on")
+    world.json("set-schedule", "--min-lr", "1e-5", code=None)
+    world.json("resume")
+    world.ctl("wait", "--step", str(at + 3), timeout=60)
+    world.json("set-optimizer", "fp24-q8", "--at-step", str(at + 20))
+    world.ctl("wait", "--step", str(at + 22), timeout=60)
+    need(world.status()["policy"]["name"] == "fp24-q8", "the swap at a step did not happen")
+    policies = {event["step"]: event["policy"] for event in world.events()}
+    need(policies[at + 20] != policies[at + 21], f"swapped elsewhere than after step {at + 20}: {policies.get(at + 20)}")
+    world.json("stop")
+    until(lambda: world.status()["state"] == "idle", 20, "idle after stop")
+    need(world.json("checkpoint", "list")["checkpoints"], "stop saved no checkpoint")
+
+
+@bounded(120)
+def test_wait(world):
+    world.dataset()
+    world.start(1)
+    world.ctl("--timeout", "2", "wait", "--state", "running", code=4)
+    world.ctl("train", world.recipe())
+    world.ctl("wait", "--state", "idle", timeout=60)
+
+
+@bounded(120)
+def test_one_command_for_batch_systems(world):
+    """--run: train, save, exit 0; a run that stops short of its target exits 5."""
+    world.dataset()
+    daemon = world.start(2, "--run", world.recipe(), wait=False)
+    need(daemon.wait_end(60) == 0, f"--run ended with {daemon.process.returncode}")
+    again = world.start(2, init=False)
+    listed = world.json("checkpoint", "list")["checkpoints"]
+    need(listed and listed[-1]["step"] == 12, f"--run left {listed}")
+    need(world.status()["state"] == "paused", "a daemon without --model or --init loads the newest checkpoint and waits")
+    need(again.process.poll() is None, "it ended")
+
+
+@bounded(60)
+def test_csv_and_tables(world):
+    world.dataset()
+    world.start(1)
+    world.train(world.recipe())
+    lines = world.ctl("-o", "csv", "metrics").out.splitlines()
+    need(lines[0].startswith("run,step"), f"csv begins with {lines[0]!r}")
+    need(len(lines) == 13, f"{len(lines)} lines of csv")
+    need("fp32-master" in world.ctl("status").out, "status as a table names no policy")
