@@ -1,8 +1,8 @@
 #include "host.h"
 
-#include <math.h>
+#include "check.h"
+
 #include <stdlib.h>
-#include <string.h>
 
 uint64_t test_random(uint64_t *state)
 {
@@ -208,4 +208,85 @@ void test_batch_done(struct test_batch *made)
     free(made->labels);
     free(made->positions);
     free(made->starts);
+}
+
+void test_batch_upload(struct test_batch *made)
+{
+    size_t bytes = (size_t)made->batch.tokens * sizeof(int32_t);
+    device_copy_in(made->device, (void *)(uintptr_t)made->batch.token_ids, made->token_ids, bytes);
+    device_copy_in(made->device, (void *)(uintptr_t)made->batch.labels, made->labels, bytes);
+}
+
+float **test_weights(const struct param_table *table)
+{
+    uint64_t seed = 7;
+    float **weights = calloc((size_t)table->count, sizeof *weights);
+    for (int32_t i = 0; i < table->count; i++) {
+        const struct param *param = &table->params[i];
+        double deviation = param->norm ? 0.2 : i == 0 ? 0.5 : 1 / sqrt((double)param->columns);
+        weights[i] = malloc((size_t)param->elements * sizeof(float));
+        for (int64_t e = 0; e < param->elements; e++)
+            weights[i][e] = (float)((param->norm ? 1 : 0) + deviation * test_normal(&seed));
+    }
+    return weights;
+}
+
+void rig_open(struct rig *rig, const struct model_config *config, const struct rig_want *want)
+{
+    char why[256];
+    struct err err = ERR_INIT;
+    int64_t sequences = 0;
+    while (want->lengths[sequences] > 0)
+        sequences++;
+    *rig = (struct rig){.config = *config};
+    if (device_open(&rig->device, "cpu", want->threads, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    check_ok(model_init(&rig->model, config, want->compute, want->recompute, &rig->device, &err), &err);
+    rig->weights = want->weights(&rig->model.params);
+    test_host_init(&rig->host, &rig->device, &rig->model.params, want->compute, rig->weights);
+    test_batch_init(&rig->batch, &rig->device, want->lengths, sequences, want->tokens, config->vocabulary, 3);
+    check_ok(model_reserve_positions(&rig->model, rig->batch.batch.longest, &err), &err);
+    rig->sum = device_allocate(&rig->device, sizeof *rig->sum);
+}
+
+void rig_arenas(struct rig *rig, struct tape_plan plan)
+{
+    struct err err = ERR_INIT;
+    arena_done(&rig->activations);
+    arena_done(&rig->gradients);
+    check_ok(arena_init(&rig->activations, "activations", &rig->device, plan.activation_bytes, &err), &err);
+    check_ok(arena_init(&rig->gradients, "gradients", &rig->device, plan.gradient_bytes, &err), &err);
+}
+
+double rig_run(struct rig *rig, bool training, float **logprob)
+{
+    const struct batch *batch = &rig->batch.batch;
+    struct model_pass pass;
+    struct tape_host tape = test_host_tape(&rig->host);
+    double sum;
+    rig_arenas(rig, model_plan(&rig->model, batch->tokens, batch->sequences, batch->longest, training));
+    test_host_forget(&rig->host);
+    model_run(&rig->model, batch, &tape, &rig->activations, &rig->gradients, rig->sum, training, &pass);
+    *logprob = malloc((size_t)batch->tokens * sizeof(float));
+    device_copy_out(&rig->device, *logprob, pass.logprob, (size_t)batch->tokens * sizeof(float));
+    device_copy_out(&rig->device, &sum, rig->sum, sizeof sum);
+    assert_int_equal(rig->activations.peak, rig->activations.capacity);
+    assert_int_equal(rig->gradients.peak, rig->gradients.capacity);
+    assert_int_equal(rig->host.held, 0);
+    return sum;
+}
+
+void rig_close(struct rig *rig)
+{
+    for (int32_t i = 0; i < rig->model.params.count; i++)
+        free(rig->weights[i]);
+    free(rig->weights);
+    arena_done(&rig->activations);
+    arena_done(&rig->gradients);
+    device_release(&rig->device, rig->sum, sizeof *rig->sum);
+    test_batch_done(&rig->batch);
+    test_host_done(&rig->host);
+    model_done(&rig->model);
+    assert_int_equal(rig->device.allocated_bytes, 0);
+    device_close(&rig->device);
 }

@@ -41,5 +41,37 @@ void test_batch_init(struct test_batch *batch, struct device *device, const int6
                      int64_t sequences, int64_t tokens, int64_t vocabulary, uint64_t seed);
 void test_batch_done(struct test_batch *batch);
 
+void test_batch_upload(struct test_batch *batch); /* after the host copies were changed */
+
+/* One model with weights, device, host and batch, run in arenas planned for exactly that batch. */
+struct rig {
+    struct model_config config;
+    struct device device;
+    struct model model;
+    struct test_host host;
+    struct test_batch batch;
+    float **weights; /* [table count], host memory, the rig's */
+    struct arena activations, gradients;
+    double *sum; /* device */
+};
+
+struct rig_want {
+    enum dtype compute;
+    bool recompute;
+    int threads;
+    const int64_t *lengths; /* ends with 0 */
+    int64_t tokens;         /* at least so many rows */
+    float **(*weights)(const struct param_table *table);
+};
+
+void rig_open(struct rig *rig, const struct model_config *config, const struct rig_want *want);
+void rig_arenas(struct rig *rig, struct tape_plan plan);
+/* logprob[T] is malloc'ed. Returns the sum. Fails unless the arenas were used to the byte. */
+double rig_run(struct rig *rig, bool training, float **logprob);
+void rig_close(struct rig *rig);
+
+/* Weights that keep activations near 1, so that no term hides. */
+float **test_weights(const struct param_table *table);
+
 uint64_t test_random(uint64_t *state); /* splitmix64 */
 double test_normal(uint64_t *state);   /* roughly: the sum of twelve uniforms */

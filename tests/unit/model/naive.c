@@ -91,7 +91,7 @@ static void attend(const struct layer *l, const struct sizes *z)
     for (int64_t h = 0; h < z->Hq; h++)
         for (int64_t t = 0; t < n; t++) {
             const double *q = l->q + (t * z->Hq + h) * D;
-            double *p = l->p + (h * n + t) * n, *o = l->o + (t * z->Hq + h) * D, total = 0, max = -INFINITY;
+            double *p = l->p + (h * n + t) * n, *o = l->o + (t * z->Hq + h) * D, total = 0, max = -HUGE_VAL;
             int64_t kv = h / (z->Hq / z->Hk);
             for (int64_t j = 0; j <= t; j++) {
                 for (int64_t i = 0; i < D; i++)
@@ -201,7 +201,7 @@ static double head(double *logprob, double *dlogits, const double *logits, const
     double sum = 0;
     for (int64_t t = 0; t < z->n; t++) {
         const double *row = logits + t * z->V;
-        double total = 0, max = -INFINITY;
+        double total = 0, max = -HUGE_VAL;
         logprob[t] = 0;
         if (labels[t] < 0)
             continue;

@@ -26,18 +26,6 @@ static const struct shape shapes[] = {
 };
 #define SHAPES (sizeof shapes / sizeof *shapes)
 
-/* One model with weights, device, host and batch. */
-struct bench {
-    struct model_config config;
-    struct device device;
-    struct model model;
-    struct test_host host;
-    struct test_batch batch;
-    float **weights; /* [table count] */
-    struct arena activations, gradients;
-    double *sum; /* device */
-};
-
 static struct model_config config_of(const struct shape *shape)
 {
     return (struct model_config){
@@ -58,80 +46,12 @@ static struct model_config config_of(const struct shape *shape)
     };
 }
 
-/* Weights that keep activations near 1, so that no term hides. */
-static float **make_weights(const struct param_table *table, uint64_t seed)
-{
-    float **weights = calloc((size_t)table->count, sizeof *weights);
-    for (int32_t i = 0; i < table->count; i++) {
-        const struct param *param = &table->params[i];
-        double deviation = param->norm ? 0.2 : i == 0 ? 0.5 : 1 / sqrt((double)param->columns);
-        weights[i] = malloc((size_t)param->elements * sizeof(float));
-        for (int64_t e = 0; e < param->elements; e++)
-            weights[i][e] = (float)((param->norm ? 1 : 0) + deviation * test_normal(&seed));
-    }
-    return weights;
-}
-
-static void bench_open(struct bench *b, const struct shape *shape, enum dtype compute, bool recompute,
+static void open_shape(struct rig *rig, const struct shape *shape, enum dtype compute, bool recompute,
                        int threads)
 {
-    char why[256];
-    struct err err = ERR_INIT;
-    int64_t sequences = 0;
-    while (sequences < SEQUENCES && shape->lengths[sequences] > 0)
-        sequences++;
-    *b = (struct bench){.config = config_of(shape)};
-    if (device_open(&b->device, "cpu", threads, why, sizeof why) != 0)
-        fail_msg("%s", why);
-    check_ok(model_init(&b->model, &b->config, compute, recompute, &b->device, &err), &err);
-    b->weights = make_weights(&b->model.params, 7);
-    test_host_init(&b->host, &b->device, &b->model.params, compute, b->weights);
-    test_batch_init(&b->batch, &b->device, shape->lengths, sequences, shape->tokens, shape->vocabulary, 3);
-    check_ok(model_reserve_positions(&b->model, b->batch.batch.longest, &err), &err);
-    b->sum = device_allocate(&b->device, sizeof *b->sum);
-}
-
-static void bench_arenas(struct bench *b, struct tape_plan plan)
-{
-    struct err err = ERR_INIT;
-    arena_done(&b->activations);
-    arena_done(&b->gradients);
-    check_ok(arena_init(&b->activations, "activations", &b->device, plan.activation_bytes, &err), &err);
-    check_ok(arena_init(&b->gradients, "gradients", &b->device, plan.gradient_bytes, &err), &err);
-}
-
-/* Runs in arenas planned for exactly this batch; logprob[T] is malloc'ed. Returns the sum. */
-static double bench_run(struct bench *b, bool training, float **logprob)
-{
-    const struct batch *batch = &b->batch.batch;
-    struct model_pass pass;
-    struct tape_host tape = test_host_tape(&b->host);
-    double sum;
-    bench_arenas(b, model_plan(&b->model, batch->tokens, batch->sequences, batch->longest, training));
-    test_host_forget(&b->host);
-    model_run(&b->model, batch, &tape, &b->activations, &b->gradients, b->sum, training, &pass);
-    *logprob = malloc((size_t)batch->tokens * sizeof(float));
-    device_copy_out(&b->device, *logprob, pass.logprob, (size_t)batch->tokens * sizeof(float));
-    device_copy_out(&b->device, &sum, b->sum, sizeof sum);
-    assert_int_equal(b->activations.peak, b->activations.capacity);
-    assert_int_equal(b->gradients.peak, b->gradients.capacity);
-    assert_int_equal(b->host.held, 0);
-    return sum;
-}
-
-static void bench_close(struct bench *b)
-{
-    for (int32_t i = 0; i < b->model.params.count; i++)
-        free(b->weights[i]);
-    free(b->weights);
-    arena_done(&b->activations);
-    arena_done(&b->gradients);
-    device_release(&b->device, b->sum, sizeof *b->sum);
-    test_batch_done(&b->batch);
-    test_host_done(&b->host);
-    model_done(&b->model);
-    assert_int_equal(b->device.allocated_bytes, 0);
-    device_close(&b->device);
+    const struct model_config config = config_of(shape);
+    rig_open(rig, &config,
+             &(struct rig_want){compute, recompute, threads, shape->lengths, shape->tokens, test_weights});
 }
 
 /* The oracle's answer for the same weights and batch. */
@@ -140,7 +60,7 @@ struct answer {
     int32_t count;
 };
 
-static double naive_batch(const struct bench *b, double **weights, double **gradients, double *logprob)
+static double naive_batch(const struct rig *b, double **weights, double **gradients, double *logprob)
 {
     const struct test_batch *batch = &b->batch;
     double sum = 0;
@@ -152,7 +72,7 @@ static double naive_batch(const struct bench *b, double **weights, double **grad
     return sum;
 }
 
-static struct answer answer_make(const struct bench *b)
+static struct answer answer_make(const struct rig *b)
 {
     const struct param_table *table = &b->model.params;
     size_t count = (size_t)table->count;
@@ -198,11 +118,11 @@ static void test_against_naive(void **state)
 {
     (void)state;
     for (size_t i = 0; i < SHAPES; i++) {
-        struct bench b;
+        struct rig b;
         float *logprob;
-        bench_open(&b, &shapes[i], DTYPE_F32, i % 2 == 1, 1);
+        open_shape(&b, &shapes[i], DTYPE_F32, i % 2 == 1, 1);
         struct answer want = answer_make(&b);
-        double sum = bench_run(&b, true, &logprob);
+        double sum = rig_run(&b, true, &logprob);
         check_close(sum, want.sum, 1e-6, 0);
         check_doubles(shapes[i].name, "logprob", logprob, want.logprob, b.batch.batch.tokens);
         for (int32_t p = 0; p < want.count; p++) {
@@ -214,7 +134,7 @@ static void test_against_naive(void **state)
         }
         free(logprob);
         answer_free(&want);
-        bench_close(&b);
+        rig_close(&b);
     }
 }
 
@@ -223,8 +143,8 @@ static void test_naive_against_differences(void **state)
 {
     (void)state;
     for (size_t i = 0; i < 3; i++) {
-        struct bench b;
-        bench_open(&b, &shapes[i], DTYPE_F32, false, 1);
+        struct rig b;
+        open_shape(&b, &shapes[i], DTYPE_F32, false, 1);
         struct answer a = answer_make(&b);
         uint64_t seed = 11;
         for (int32_t p = 0; p < a.count; p++) {
@@ -249,7 +169,7 @@ static void test_naive_against_differences(void **state)
             free(direction);
         }
         answer_free(&a);
-        bench_close(&b);
+        rig_close(&b);
     }
 }
 
@@ -257,10 +177,10 @@ static void test_naive_against_differences(void **state)
 static unsigned char *run_bits(const struct shape *shape, enum dtype compute, bool recompute, int threads,
                                size_t *bytes)
 {
-    struct bench b;
+    struct rig b;
     float *logprob;
-    bench_open(&b, shape, compute, recompute, threads);
-    double sum = bench_run(&b, true, &logprob);
+    open_shape(&b, shape, compute, recompute, threads);
+    double sum = rig_run(&b, true, &logprob);
     size_t tokens = (size_t)b.batch.batch.tokens;
     *bytes = sizeof sum + tokens * sizeof(float) + (size_t)b.model.params.elements * sizeof(float);
     unsigned char *bits = malloc(*bytes);
@@ -276,7 +196,7 @@ static unsigned char *run_bits(const struct shape *shape, enum dtype compute, bo
         assert_true(isfinite(from[i]));
     free(from);
     free(logprob);
-    bench_close(&b);
+    rig_close(&b);
     return bits;
 }
 
@@ -307,19 +227,19 @@ static void test_evaluation(void **state)
 {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        struct bench b;
+        struct rig b;
         float *trained, *evaluated;
-        bench_open(&b, &shapes[3], bf16 ? DTYPE_BF16 : DTYPE_F32, false, 2);
-        double sum = bench_run(&b, true, &trained);
+        open_shape(&b, &shapes[3], bf16 ? DTYPE_BF16 : DTYPE_F32, false, 2);
+        double sum = rig_run(&b, true, &trained);
         size_t training_bytes = b.activations.capacity;
-        assert_true(bench_run(&b, false, &evaluated) == sum);
+        assert_true(rig_run(&b, false, &evaluated) == sum);
         assert_memory_equal(trained, evaluated, (size_t)b.batch.batch.tokens * sizeof(float));
         assert_true(b.activations.capacity < training_bytes);
         for (int32_t u = 0; u <= b.model.params.unit_count; u++)
             assert_false(b.host.begun[u]);
         free(trained);
         free(evaluated);
-        bench_close(&b);
+        rig_close(&b);
     }
 }
 
@@ -327,8 +247,8 @@ static void test_evaluation(void **state)
 static void test_recompute_saves_memory(void **state)
 {
     (void)state;
-    struct bench b;
-    bench_open(&b, &shapes[3], DTYPE_BF16, false, 1);
+    struct rig b;
+    open_shape(&b, &shapes[3], DTYPE_BF16, false, 1);
     struct tape_plan kept = model_plan(&b.model, 4096, 4, 512, true);
     b.model.recompute = true;
     struct tape_plan recomputed = model_plan(&b.model, 4096, 4, 512, true);
@@ -337,7 +257,7 @@ static void test_recompute_saves_memory(void **state)
     size_t inputs = 4096 * ((size_t)(b.config.hidden * (b.config.layers + 2)) * 2 + 2 * sizeof(float));
     assert_int_equal(recomputed.activation_bytes - inputs, (kept.activation_bytes - inputs) / 5);
     assert_true(twice.activation_bytes <= 2 * recomputed.activation_bytes); /* linear in tokens */
-    bench_close(&b);
+    rig_close(&b);
 }
 
 /* Arenas planned for the largest batch hold every smaller one: running out is a broken invariant. */
@@ -347,11 +267,11 @@ static void test_smaller_batches_fit(void **state)
     uint64_t seed = 5;
     for (int variant = 0; variant < 8; variant++) {
         bool recompute = variant & 1, training = variant & 2;
-        struct bench b;
+        struct rig b;
         struct err err = ERR_INIT;
-        bench_open(&b, &shapes[2], variant & 4 ? DTYPE_BF16 : DTYPE_F32, recompute, 2);
+        open_shape(&b, &shapes[2], variant & 4 ? DTYPE_BF16 : DTYPE_F32, recompute, 2);
         check_ok(model_reserve_positions(&b.model, 300, &err), &err);
-        bench_arenas(&b, model_plan(&b.model, 640, SEQUENCES, 300, training));
+        rig_arenas(&b, model_plan(&b.model, 640, SEQUENCES, 300, training));
         for (int trial = 0; trial < 12; trial++) {
             int64_t lengths[SEQUENCES], left = 640, sequences = 0;
             int64_t wanted = 1 + (int64_t)(test_random(&seed) % SEQUENCES);
@@ -368,7 +288,7 @@ static void test_smaller_batches_fit(void **state)
             model_run(&b.model, &batch.batch, &tape, &b.activations, &b.gradients, b.sum, training, &pass);
             test_batch_done(&batch);
         }
-        bench_close(&b);
+        rig_close(&b);
     }
 }
 
@@ -376,14 +296,14 @@ static void test_smaller_batches_fit(void **state)
 static void test_no_labels(void **state)
 {
     (void)state;
-    struct bench b;
+    struct rig b;
     float *logprob;
-    bench_open(&b, &shapes[1], DTYPE_BF16, true, 1);
+    open_shape(&b, &shapes[1], DTYPE_BF16, true, 1);
     int64_t T = b.batch.batch.tokens;
     memset(b.batch.labels, 0xff, (size_t)T * sizeof(int32_t));
     device_copy_in(&b.device, (void *)(uintptr_t)b.batch.batch.labels, b.batch.labels,
                    (size_t)T * sizeof(int32_t));
-    assert_true(bench_run(&b, true, &logprob) == 0);
+    assert_true(rig_run(&b, true, &logprob) == 0);
     for (int32_t p = 0; p < b.model.params.count; p++) {
         int64_t count = b.model.params.params[p].elements;
         float *got = malloc((size_t)count * sizeof(float));
@@ -393,17 +313,17 @@ static void test_no_labels(void **state)
         free(got);
     }
     free(logprob);
-    bench_close(&b);
+    rig_close(&b);
 }
 
 /* Units are reduced whole: zeros between the tensors, whatever lay there. */
 static void test_gaps_are_zero(void **state)
 {
     (void)state;
-    struct bench b;
+    struct rig b;
     float *logprob;
-    bench_open(&b, &shapes[0], DTYPE_F32, false, 1);
-    bench_run(&b, true, &logprob);
+    open_shape(&b, &shapes[0], DTYPE_F32, false, 1);
+    rig_run(&b, true, &logprob);
     const struct param_table *table = &b.model.params;
     for (int32_t u = 0; u < table->unit_count; u++) {
         const struct param_unit *unit = &table->units[u];
@@ -419,21 +339,21 @@ static void test_gaps_are_zero(void **state)
         free(whole);
     }
     free(logprob);
-    bench_close(&b);
+    rig_close(&b);
 }
 
 static void test_positions_are_bounded(void **state)
 {
     (void)state;
-    struct bench b;
+    struct rig b;
     struct err err = ERR_INIT;
-    bench_open(&b, &shapes[0], DTYPE_F32, false, 1);
+    open_shape(&b, &shapes[0], DTYPE_F32, false, 1);
     check_refused(model_reserve_positions(&b.model, 513, &err), &err, ERR_INVALID);
     err = (struct err)ERR_INIT;
     check_ok(model_reserve_positions(&b.model, 512, &err), &err);
     check_ok(model_reserve_positions(&b.model, 2, &err), &err);
     assert_int_equal(b.model.rope_positions, 512);
-    bench_close(&b);
+    rig_close(&b);
 }
 
 int main(void)
