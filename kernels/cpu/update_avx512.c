@@ -351,7 +351,8 @@ LEAF void update_thirty_two(struct vector_measures *sums, const struct formats f
     if (f.m == MOMENT_Q8)
         write_group_m(s->m, s->m_extra, i, m);
     if (f.v == MOMENT_Q8)
-        write_group_v(s->v, s->v_extra, i, root, &r->part[STATE_V][at]);
+        write_group_v(s->v, s->v_extra, i, (const __m512[2]){canonical(root[0]), canonical(root[1])},
+                      &r->part[STATE_V][at]);
     for (int h = 0; h < 2; h++) {
         int64_t j = i + 16 * h;
         if (f.m != MOMENT_Q8)
