@@ -235,16 +235,17 @@ LEAF __m512 read_moment(const enum moment_format format, const bool is_v, const 
     return _mm512_maskz_mul_ps(nonzero, x, scale);
 }
 
-/* Formats without groups. */
-LEAF void write_moment(const enum moment_format format, void *main, int64_t i, __m512 value,
-                       const uint16_t *random16)
+/* Formats without groups. Returns the stored bits. */
+LEAF __m512i write_moment(const enum moment_format format, void *main, int64_t i, __m512 value,
+                          const uint16_t *random16)
 {
-    if (format == MOMENT_FP32)
+    if (format == MOMENT_FP32) {
         _mm512_storeu_ps((float *)main + i, value);
-    else if (format == MOMENT_BF16S)
-        store_u16(main, i, stochastic(value, load_u16(random16, 0)));
-    else
-        store_u16(main, i, nearest(value));
+        return _mm512_castps_si512(value);
+    }
+    __m512i bits = format == MOMENT_BF16S ? stochastic(value, load_u16(random16, 0)) : nearest(value);
+    store_u16(main, i, bits);
+    return bits;
 }
 
 /* The scale of a group whose values are x[0] and x[1]; stored, and returned in all lanes. */
@@ -268,7 +269,9 @@ LEAF void write_group_m(void *main, void *extra, int64_t i, const __m512 m[2])
     }
 }
 
-LEAF void write_group_v(void *main, void *extra, int64_t i, const __m512 root[2], const uint16_t *random16)
+/* stored: the codes. */
+LEAF void write_group_v(__m512i stored[2], void *main, void *extra, int64_t i, const __m512 root[2],
+                        const uint16_t *random16)
 {
     __m512 scale = write_scale(extra, i, root);
     for (int h = 0; h < 2; h++) {
@@ -282,11 +285,12 @@ LEAF void write_group_v(void *main, void *extra, int64_t i, const __m512 root[2]
         __m512i code = _mm512_mask_add_epi32(whole, up, whole, _mm512_set1_epi32(1));
         code = _mm512_max_epi32(code, _mm512_set1_epi32(1));
         __mmask16 positive = _mm512_cmp_ps_mask(root[h], _mm512_setzero_ps(), _CMP_NEQ_UQ);
-        store_8(main, i + 16 * h, _mm512_maskz_mov_epi32(positive, code));
+        stored[h] = _mm512_maskz_mov_epi32(positive, code);
+        store_8(main, i + 16 * h, stored[h]);
     }
 }
 
-/* Which of 16 stored values of v are the bits in `before`. */
+/* 16 stored values of v as bits, or codes. */
 LEAF __m512i stored_bits(const enum moment_format format, const void *main, int64_t i)
 {
     return format == MOMENT_FP32 ? _mm512_loadu_si512((const float *)main + i)
@@ -322,7 +326,7 @@ LEAF void update_thirty_two(struct vector_measures *sums, const struct formats f
                             const struct randoms *r, int at)
 {
     __m512 m[2], root[2], v_new[2];
-    __m512i v_before[2];
+    __m512i v_before[2], v_after[2] = {0};
     __mmask16 v_changing[2];
     for (int h = 0; h < 2; h++) {
         int64_t j = i + 16 * h;
@@ -351,16 +355,15 @@ LEAF void update_thirty_two(struct vector_measures *sums, const struct formats f
     if (f.m == MOMENT_Q8)
         write_group_m(s->m, s->m_extra, i, m);
     if (f.v == MOMENT_Q8)
-        write_group_v(s->v, s->v_extra, i, (const __m512[2]){canonical(root[0]), canonical(root[1])},
+        write_group_v(v_after, s->v, s->v_extra, i, (const __m512[2]){canonical(root[0]), canonical(root[1])},
                       &r->part[STATE_V][at]);
     for (int h = 0; h < 2; h++) {
         int64_t j = i + 16 * h;
         if (f.m != MOMENT_Q8)
             write_moment(f.m, s->m, j, m[h], &r->part[STATE_M][at + 16 * h]);
         if (f.v != MOMENT_Q8)
-            write_moment(f.v, s->v, j, v_new[h], &r->part[STATE_V][at + 16 * h]);
-        __mmask16 stalled =
-            _mm512_mask_cmpeq_epi32_mask(v_changing[h], stored_bits(f.v, s->v, j), v_before[h]);
+            v_after[h] = write_moment(f.v, s->v, j, v_new[h], &r->part[STATE_V][at + 16 * h]);
+        __mmask16 stalled = _mm512_mask_cmpeq_epi32_mask(v_changing[h], v_after[h], v_before[h]);
         sums->v_changing += __builtin_popcount(v_changing[h]);
         sums->v_stalled += __builtin_popcount(stalled);
     }
@@ -432,15 +435,18 @@ LEAF void update_block(struct update_measures *measures, const struct formats f,
     X(bf16_fp32,   WEIGHT_BF16,   MOMENT_FP32,  MOMENT_FP32)
 // clang-format on
 
-#define X(name, weight, m, v)                                                                                \
+#define BLOCK(name, weight, m, v, gradient_dtype)                                                            \
     static void block_##name(struct update_measures *measures, const struct formats f,                       \
                              const struct state_view *state, const void *gradient, int64_t begin,            \
                              int64_t end, int64_t index0, const struct update_scalars *scalars)              \
     {                                                                                                        \
         (void)f;                                                                                             \
-        update_block(measures, (struct formats){weight, m, v, DTYPE_F32}, state, gradient, begin, end,       \
+        update_block(measures, (struct formats){weight, m, v, gradient_dtype}, state, gradient, begin, end,  \
                      index0, scalars);                                                                       \
     }
+#define X(name, weight, m, v)                                                                                \
+    BLOCK(name, weight, m, v, DTYPE_F32)                                                                     \
+    BLOCK(name##_gradient_bf16, weight, m, v, DTYPE_BF16)
 COMBINATIONS(X)
 #undef X
 
@@ -456,15 +462,15 @@ static block_function *block_choose(const struct formats f)
     static const struct {
         enum weight_format w;
         enum moment_format m, v;
-        block_function *block;
+        block_function *block, *block_gradient_bf16;
     } table[] = {
-#define X(name, weight, m, v) {weight, m, v, block_##name},
+#define X(name, weight, m, v) {weight, m, v, block_##name, block_##name##_gradient_bf16},
         COMBINATIONS(X)
 #undef X
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        if (f.gradient == DTYPE_F32 && table[i].w == f.w && table[i].m == f.m && table[i].v == f.v)
-            return table[i].block;
+        if (table[i].w == f.w && table[i].m == f.m && table[i].v == f.v)
+            return f.gradient == DTYPE_F32 ? table[i].block : table[i].block_gradient_bf16;
     return block_any;
 }
 

@@ -1,7 +1,7 @@
 /* The update of every policy in nanoseconds an element and gigabytes a second, beside this machine's best
  * copy rate measured in the same run: rounds alternate over all rows, medians are shown. Usage: bench_update
- * [thousands (2^10) of elements [rounds [threads]]]. Bytes are those read plus written; a copy reads and writes its bytes
- * once. */
+ * [thousands (2^10) of elements [rounds [threads]]]. Bytes are those read plus written; a copy reads and
+ * writes its bytes once. */
 #include "device.h"
 #include "kernels.h"
 #include "optimizer.h"
@@ -25,8 +25,8 @@ struct bench {
     struct device device;
     int64_t n;
     int threads;
-    char *state; /* 12 bytes an element, and what extra arrays need */
-    float *gradient;
+    char *state;        /* 12 bytes an element, and what extra arrays need */
+    void *gradients[2]; /* fp32, bf16 */
     void *scratch;
     struct update_measures *measures;
 };
@@ -75,7 +75,8 @@ static double update_ns(struct bench *b, const struct policy *policy)
     struct optimizer_settings settings = optimizer_settings_default();
     struct update_scalars scalars = optimizer_scalars(&settings, 1e-4, 1.0, 5, 5, 0, true);
     double begin = now_ns();
-    b->device.kernels->update(b->device.queue, b->measures, &view, b->gradient, policy->accumulate, b->n, 0,
+    b->device.kernels->update(b->device.queue, b->measures, &view,
+                              b->gradients[policy->accumulate == DTYPE_BF16], policy->accumulate, b->n, 0,
                               &scalars, b->scratch);
     return (now_ns() - begin) / (double)b->n;
 }
@@ -89,7 +90,8 @@ static int compare_doubles(const void *a, const void *b)
 static void fill(struct bench *b)
 {
     device_zero(&b->device, b->state, (size_t)b->n * 12);
-    b->device.kernels->init_normal(b->device.queue, b->gradient, b->n, 0, 1, 0.01);
+    b->device.kernels->init_normal(b->device.queue, b->gradients[0], b->n, 0, 1, 0.01);
+    b->device.kernels->cast(b->device.queue, b->gradients[1], b->gradients[0], b->n, DTYPE_BF16, DTYPE_F32);
 }
 
 int main(int argc, char **argv)
@@ -113,10 +115,11 @@ int main(int argc, char **argv)
         return 1;
     b.threads = b.device.threads;
     b.state = device_allocate(&b.device, (size_t)b.n * 12);
-    b.gradient = device_allocate(&b.device, (size_t)b.n * 4);
+    b.gradients[0] = device_allocate(&b.device, (size_t)b.n * 4);
+    b.gradients[1] = device_allocate(&b.device, (size_t)b.n * 2);
     b.scratch = device_allocate(&b.device, b.device.kernels->update_scratch(b.n));
     b.measures = device_allocate(&b.device, sizeof *b.measures);
-    if (!b.state || !b.gradient || !b.scratch || !b.measures)
+    if (!b.state || !b.gradients[0] || !b.gradients[1] || !b.scratch || !b.measures)
         return 1;
     static struct row rows[ROWS_MAX] = {{.name = "copy, memcpy", .bytes = 8},
                                         {.name = "copy, non-temporal", .bytes = 8}};
