@@ -19,13 +19,17 @@
 #define DATASET_VERSION        1
 #define DATASET_HASH_BYTES     40
 
+#define DATASET_PERCENTILES 5
+
 struct dataset_statistics {
-    int64_t rows, tokens, labelled; /* labelled: labels at full length */
+    int64_t rows, tokens;
+    int64_t labelled; /* labels at full length */
     int64_t longest;
-    int64_t cut;                  /* rows shortened by data prepare's cutoff */
-    int64_t dropped;              /* rows left out by it: no label */
-    int64_t length_percentile[5]; /* 5, 25, 50, 75, 95 (nearest rank) */
+    int64_t percentile[DATASET_PERCENTILES]; /* of the rows' lengths, nearest rank: dataset_percentiles */
+    int64_t cut;                             /* rows shortened by data prepare's cutoff */
+    int64_t dropped;                         /* rows left out by it: no label */
 };
+extern const int dataset_percentiles[DATASET_PERCENTILES]; /* 5, 25, 50, 75, 95 */
 
 struct dataset {
     struct safetensors file;
@@ -52,3 +56,7 @@ int64_t dataset_row_labels(const struct dataset *dataset, int64_t row,
 /* tokens[count], trained[count] (either may be NULL): the row's first count tokens. */
 void dataset_row_read(const struct dataset *dataset, int64_t row, int64_t count, int32_t *tokens,
                       uint8_t *trained);
+int64_t dataset_row_first_trained(const struct dataset *dataset, int64_t row); /* -1: none */
+
+/* Percentiles of lengths[rows], which gets sorted. */
+void dataset_count_percentiles(struct dataset_statistics *statistics, int32_t *lengths, int64_t rows);

@@ -9,6 +9,16 @@
 
 struct dataset_row_entry;
 
+enum dataset_sort_type { DATASET_SORT_NONE, DATASET_SORT_NUMBER, DATASET_SORT_TEXT };
+
+/* What a row is sorted by: all rows of a dataset by the same type, none without one. Numbers by value, texts
+ * by bytes, equal ones in the order they came. */
+struct dataset_sort_value {
+    enum dataset_sort_type type;
+    double number;
+    const char *text;
+};
+
 struct dataset_writer {
     char folder[LIMIT_PATH_BYTES], aside[LIMIT_PATH_BYTES];
     char tokenizer[LIMIT_NAME_BYTES], tokenizer_hash[DATASET_HASH_BYTES], sort_key[LIMIT_NAME_BYTES];
@@ -17,16 +27,9 @@ struct dataset_writer {
     struct dataset_row_entry *rows;
     int64_t row_count, row_capacity, tokens;
     int64_t cut, dropped;
-    int sort_type; /* 0: not known yet */
+    enum dataset_sort_type sort_type; /* of the first row */
+    bool overwrite;
     bool open;
-};
-
-/* What a row is sorted by: all rows of a dataset by the same type, none without one. Numbers by value, texts
- * by bytes, equal ones in the order they came. */
-struct dataset_sort_value {
-    enum { DATASET_SORT_NONE, DATASET_SORT_NUMBER, DATASET_SORT_TEXT } type;
-    double number;
-    const char *text;
 };
 
 struct dataset_writer_options {
@@ -34,7 +37,7 @@ struct dataset_writer_options {
     int64_t vocabulary;
     int64_t cutoff;       /* longer rows are cut, and counted */
     const char *sort_key; /* NULL: the order they come in */
-    bool overwrite;       /* else an existing folder is refused */
+    bool overwrite;       /* else an existing folder is refused; only a dataset is ever replaced */
 };
 
 bool dataset_writer_open(struct dataset_writer *writer, const char *folder,

@@ -69,7 +69,7 @@ void loader_done(struct loader *loader); /* zeroed: fine */
 bool batch_plan_make(struct loader *loader, struct data_cursor cursor, struct batch_plan *plan,
                      struct err *err) MUST_USE;
 
-struct micro_batch { /* host arrays of the caller's, each with room for the bounds */
+struct micro_batch {    /* host arrays of the caller's, each with room for the bounds */
     int32_t *tokens;    /* [T]; 0 in padding */
     int32_t *labels;    /* [T]; -1: none */
     int32_t *positions; /* [T]; restart at 0 in each sequence; 0 in padding */

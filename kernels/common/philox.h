@@ -6,12 +6,13 @@
  *   counter  (block low, block high, total step, stream)
  *   streams  0, 1, 2: stochastic rounding of W, m, v. block = global element index >> 3; the element with
  * index & 7 = j takes the j-th 16-bit half-word, low half of a word first. 3: initial weights, total step 0.
- * block = global element index >> 1: one call serves two elements. */
+ * block = global element index >> 1: one call serves two elements. 4: the order of the data,
+ * block = position, total step = epoch. */
 #pragma once
 
 #include "bf16.h"
 
-enum { PHILOX_STREAM_W, PHILOX_STREAM_M, PHILOX_STREAM_V, PHILOX_STREAM_INIT };
+enum { PHILOX_STREAM_W, PHILOX_STREAM_M, PHILOX_STREAM_V, PHILOX_STREAM_INIT, PHILOX_STREAM_ORDER };
 
 #define PHILOX_MULTIPLIER_0 0xD2511F53u
 #define PHILOX_MULTIPLIER_1 0xCD9E8D57u
