@@ -41,6 +41,12 @@ struct err {
     char hint[ERR_TEXT_BYTES];  /* what to do; may be empty */
 };
 
+/* In the phases of a collective command: the outcome stays in err, and the agreement that follows reads it there. */
+static inline void err_keeps(bool outcome)
+{
+    (void)outcome;
+}
+
 #define ERR_INIT {.code = ERR_OK, .rank = -1}
 #define MUST_USE __attribute__((warn_unused_result))
 

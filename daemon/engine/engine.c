@@ -1,0 +1,163 @@
+/* The state machine: commands one after another, steps in between. */
+#include "engine.h"
+
+#include "checkpoint_list.h"
+#include "file.h"
+#include "handlers.h"
+#include "log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ENGINE_WAIT_S 3600.0
+
+static void say(struct engine *engine, enum event_kind kind, const char *text)
+{
+    if (!engine->mailbox)
+        return;
+    struct event event = {.kind = kind, .state = engine->state};
+    if (engine->has_run) {
+        event.step.step = engine->run.k;
+        snprintf(event.step.run, sizeof event.step.run, "%s", engine->run.id);
+    }
+    snprintf(event.text, sizeof event.text, "%s", text);
+    mailbox_post(engine->mailbox, &event);
+}
+
+void engine_warn(struct engine *engine, const char *format, ...)
+{
+    char text[2 * ERR_TEXT_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (engine->comm->rank == 0)
+        log_warning("engine", "%s", text);
+    say(engine, EVENT_WARNING, text);
+}
+
+void engine_note(struct engine *engine, const char *format, ...)
+{
+    char text[2 * ERR_TEXT_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    log_info("engine", "%s", text);
+    say(engine, EVENT_STATE, text);
+}
+
+void engine_say_state(struct engine *engine, const char *why)
+{
+    engine_publish(engine);
+    say(engine, EVENT_STATE, why);
+}
+
+void engine_activity(struct engine *engine, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(engine->activity, sizeof engine->activity, format, args);
+    va_end(args);
+    engine_publish(engine);
+}
+
+bool engine_init(struct engine *engine, const struct engine_options *options, struct comm *comm,
+                 struct device *device, struct mailbox *mailbox, struct err *err)
+{
+    *engine = (struct engine){.options = *options, .comm = comm, .device = device, .mailbox = mailbox};
+    engine->settings = optimizer_settings_default();
+    engine->state = STATE_EMPTY;
+    if (comm->rank == 0) {
+        char path[LIMIT_PATH_BYTES];
+        if (!file_join(path, sizeof path, options->state_dir, "journal.jsonl", err) ||
+            !file_make_folder(options->checkpoint_dir, 0700, err))
+            return false;
+        engine->journal = fopen(path, "ae");
+        if (!engine->journal)
+            return err_errno(err, "cannot open the journal %s", path);
+    }
+    return true;
+}
+
+void engine_done(struct engine *engine)
+{
+    if (engine->has_run)
+        run_done(&engine->run);
+    if (engine->has_body)
+        body_done(&engine->body);
+    free(engine->measures);
+    free(engine->measures_ranks);
+    if (engine->journal)
+        fclose(engine->journal);
+    *engine = (struct engine){0};
+}
+
+bool engine_execute(struct engine *engine, struct command *command, struct command_result *result,
+                    struct err *err)
+{
+    if (!command_legal(command->kind, engine->state, err))
+        return false;
+    bool done = handlers[command->kind](engine, command, result, err);
+    engine_publish_audit(engine); /* before the answer: who asks next sees what is allocated now */
+    return done;
+}
+
+/* Applied, agreed, journalled with fsync, then answered. */
+static void execute_and_answer(struct engine *engine, struct command *command)
+{
+    struct reply reply = {.ticket = command->ticket, .kind = command->kind, .err = ERR_INIT};
+    err_keeps(engine_execute(engine, command, &reply.result, &reply.err));
+    engine_publish(engine);
+    if (engine->comm->rank != 0)
+        return;
+    struct err journal = ERR_INIT;
+    if (!journal_write(engine, command, &reply.err, &journal)) {
+        log_err("engine", &journal);
+        if (reply.err.code == ERR_OK)
+            reply.err = journal;
+    }
+    if (reply.err.code != ERR_OK)
+        log_err("engine", &reply.err);
+    if (engine->mailbox)
+        mailbox_reply(engine->mailbox, &reply);
+}
+
+/* The next command of rank 0 on every rank; false: none, make a step. At rest every rank sleeps until there
+ * is one. */
+static bool next_command(struct engine *engine, struct command *command)
+{
+    bool rests = engine->state != STATE_RUNNING;
+    int32_t there = 0;
+    if (engine->comm->rank == 0)
+        do
+            there = mailbox_next(engine->mailbox, command, rests ? ENGINE_WAIT_S : 0);
+        while (rests && !there);
+    if (rests)
+        comm_broadcast_idle(engine->comm, &there, sizeof there);
+    else
+        comm_broadcast(engine->comm, &there, sizeof there);
+    if (there)
+        comm_broadcast(engine->comm, command, sizeof *command);
+    return there;
+}
+
+int engine_loop(struct engine *engine, bool exit_when_idle)
+{
+    struct command command;
+    engine_publish_audit(engine);
+    engine_say_state(engine, "ready");
+    while (engine->state != STATE_STOPPING) {
+        if (exit_when_idle && engine->state != STATE_RUNNING && engine->state != STATE_PAUSED)
+            break;
+        if (next_command(engine, &command))
+            execute_and_answer(engine, &command);
+        else {
+            run_advance(engine);
+            engine_publish(engine);
+        }
+    }
+    return exit_when_idle && engine->ended_short ? 5 : 0;
+}

@@ -1,0 +1,224 @@
+/* A run's life: `train` opens it, steps advance it, and every end saves a checkpoint. */
+#include "engine.h"
+#include "swap.h"
+
+#include "log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool run_open(struct engine *engine, struct run *run, const struct model *model, struct err *err)
+{
+    const struct recipe *recipe = &run->recipe;
+    run->source = source_open(engine, recipe->data, recipe, model, true, err);
+    if (!run->source)
+        return false;
+    run->positions = run->source->loader.bounds.longest;
+    if (!workspace_make(engine, &run->workspace, model, &run->source->loader.bounds, true, err))
+        return false;
+    if (!recipe->evaluate.data[0])
+        return true;
+    run->evaluation = source_open(engine, recipe->evaluate.data, recipe, model, false, err);
+    if (!run->evaluation)
+        return false;
+    if (run->evaluation->loader.bounds.longest > run->positions)
+        run->positions = run->evaluation->loader.bounds.longest;
+    return workspace_make(engine, &run->evaluation_workspace, model, &run->evaluation->loader.bounds, false,
+                          err);
+}
+
+void run_done(struct run *run)
+{
+    runlog_close(run);
+    workspace_done(&run->workspace);
+    workspace_done(&run->evaluation_workspace);
+    source_free(run->source);
+    source_free(run->evaluation);
+    free(run->still);
+    *run = (struct run){0};
+}
+
+/* N, the schedule and the settings, once the data say how long an epoch is. */
+static bool resolve(struct engine *engine, struct run *run, struct err *err)
+{
+    int64_t epoch = run->source->order.steps_per_epoch;
+    run->steps = run->recipe.steps >= 0 ? run->recipe.steps : run->recipe.epochs * epoch;
+    run->settings = recipe_optimizer_settings(&run->recipe);
+    run->still = calloc((size_t)engine->body.model.params.count, 1);
+    INVARIANT(run->still != NULL);
+    alarm_reset(&run->alarm);
+    return optimizer_settings_check(&run->settings, err) &&
+           schedule_resolve(&run->schedule, &run->recipe.schedule, run->settings.lr, run->steps, err);
+}
+
+/* Phase 1 of train: all that can fail, with everything taken beside what is in use. */
+static bool prepare(struct engine *engine, const struct command *command, struct run *run, struct swap *swap,
+                    struct err *err)
+{
+    struct policy policy = engine->body.optimizer.policy;
+    run->recipe = command->u.train.recipe;
+    const char *named = run->recipe.optimizer.policy;
+    if (named[0] && !policy_parse(&policy, named, NULL, err))
+        return false;
+    if (named[0] && !policy_confirm(&policy, command->yes, err))
+        return false;
+    struct model model = engine->body.model;
+    model.compute = policy.compute;
+    if (!run_open(engine, run, &model, err) || !resolve(engine, run, err))
+        return false;
+    if (!swap_reserve(engine, swap, &policy, run->workspace.groups, err))
+        return false;
+    err_keeps(model_reserve_positions(&engine->body.model, run->positions, err));
+    if (engine->comm->rank == 0)
+        err_keeps(runlog_create(engine, run, err));
+    if (comm_agree(engine->comm, err)) {
+        comm_broadcast(engine->comm, run->id, sizeof run->id);
+        return true;
+    }
+    swap_cancel(engine, swap);
+    return false;
+}
+
+bool run_start(struct engine *engine, const struct command *command, struct command_result *result,
+               struct err *err)
+{
+    struct run run = {0};
+    struct swap swap;
+    struct optimizer_loss losses[STATE_PART_COUNT];
+    if (!prepare(engine, command, &run, &swap, err)) {
+        run_done(&run);
+        return false;
+    }
+    swap_commit(engine, &swap, losses);
+    if (!command->u.train.keep_moments)
+        optimizer_zero_moments(&engine->body.optimizer);
+    if (engine->has_run)
+        run_done(&engine->run);
+    engine->run = run;
+    engine->has_run = true;
+    engine->has_later = false;
+    engine->settings = run.settings;
+    engine->has_last = false;
+    engine->state = STATE_RUNNING;
+    engine->failure[0] = '\0';
+    snprintf(result->run, sizeof result->run, "%s", run.id);
+    result->steps = run.steps;
+    schedule_note(&run.schedule, result->text, sizeof result->text);
+    size_t used = strlen(result->text);
+    if (run.source->order.dropped > 0)
+        snprintf(result->text + used, sizeof result->text - used,
+                 "%s%lld rows have no label within the cutoff and are left out", used ? "; " : "",
+                 (long long)run.source->order.dropped);
+    if (engine->comm->rank == 0)
+        runlog_describe(engine, &engine->run, "running");
+    log_info("run", "started run=%s steps=%lld policy=%s data=%s", run.id, (long long)run.steps,
+             engine->body.optimizer.policy.name, run.recipe.data);
+    return true;
+}
+
+static void evaluate_now(struct engine *engine)
+{
+    struct run *run = &engine->run;
+    int64_t labelled;
+    double loss = engine_evaluate(engine, run->evaluation, &run->evaluation_workspace, &labelled);
+    runlog_evaluation(engine, run->k, loss, labelled);
+    if (engine->mailbox) {
+        struct event event = {.kind = EVENT_EVALUATION, .state = engine->state};
+        event.step.step = run->k;
+        event.step.loss = loss;
+        event.step.labelled_tokens = labelled;
+        snprintf(event.step.run, sizeof event.step.run, "%s", run->id);
+        mailbox_post(engine->mailbox, &event);
+    }
+}
+
+static void checkpoint_name(const struct run *run, char name[LIMIT_NAME_BYTES])
+{
+    snprintf(name, LIMIT_NAME_BYTES, "%.80s-step-%06lld", run->id, (long long)run->k);
+}
+
+static bool save_now(struct engine *engine, struct err *err)
+{
+    char name[LIMIT_NAME_BYTES];
+    struct command_result result = {0};
+    checkpoint_name(&engine->run, name);
+    return engine_save(engine, name, true, &result, err) && engine_retain(engine, err);
+}
+
+void run_end(struct engine *engine, const char *why, bool failed)
+{
+    struct run *run = &engine->run;
+    struct err err = ERR_INIT;
+    if (run->evaluation && !failed && run->evaluated_at != run->k)
+        evaluate_now(engine);
+    if (!save_now(engine, &err)) {
+        char line[3 * ERR_TEXT_BYTES + 8];
+        engine_warn(engine, "the final checkpoint of %s was not saved: %s", run->id,
+                    err_line(&err, line, sizeof line));
+    }
+    bool done = !failed &&
+                (run->k >= run->steps || (run->recipe.epochs >= 0 &&
+                                          order_ended(&run->source->order, run->cursor, run->recipe.epochs)));
+    engine->state = failed ? STATE_FAILED : STATE_IDLE;
+    snprintf(engine->failure, sizeof engine->failure, "%s", failed ? why : "");
+    engine->ended_short = !done;
+    if (engine->comm->rank == 0)
+        runlog_describe(engine, run, failed ? "failed" : done ? "done" : "stopped");
+    log_info("run", "ended run=%s step=%lld of=%lld: %s", run->id, (long long)run->k, (long long)run->steps,
+             why);
+    run_done(run);
+    engine->has_run = false;
+    engine->has_later = false;
+    engine_say_state(engine, why);
+}
+
+/* A set-optimizer that waited for its step. What it would need was reserved once when it was accepted. */
+static void apply_later(struct engine *engine)
+{
+    struct command_result result = {0};
+    struct err err = ERR_INIT;
+    engine->has_later = false;
+    if (engine_execute(engine, &engine->later, &result, &err))
+        engine_note(engine, "set-optimizer %s applied at step %lld: %s", engine->later.u.set_optimizer.policy,
+                    (long long)engine->run.k, result.text);
+    else {
+        char line[3 * ERR_TEXT_BYTES + 8];
+        engine_warn(engine, "set-optimizer %s, due at step %lld, was refused: %s",
+                    engine->later.u.set_optimizer.policy, (long long)engine->run.k,
+                    err_line(&err, line, sizeof line));
+    }
+}
+
+static bool is_due(int64_t k, int64_t every)
+{
+    return every > 0 && k > 0 && k % every == 0;
+}
+
+void run_advance(struct engine *engine)
+{
+    struct run *run = &engine->run;
+    if (engine->has_later && run->k >= engine->later_step)
+        apply_later(engine);
+    int64_t before = run->k;
+    if (!engine_step(engine)) {
+        run_end(engine, "ten updates in a row were skipped because the gradient was not finite", true);
+        return;
+    }
+    bool ended = run->recipe.steps >= 0 ? run->k >= run->steps
+                                        : order_ended(&run->source->order, run->cursor, run->recipe.epochs);
+    if (run->evaluation && run->k > before && is_due(run->k, run->recipe.evaluate.every)) {
+        evaluate_now(engine);
+        run->evaluated_at = run->k;
+    }
+    if (ended) {
+        run_end(engine, "all steps are done", false);
+        return;
+    }
+    struct err err = ERR_INIT;
+    if (run->k > before && is_due(run->k, run->recipe.checkpoint.every) && !save_now(engine, &err)) {
+        char line[3 * ERR_TEXT_BYTES + 8];
+        engine_warn(engine, "the checkpoint at step %lld was not saved, training goes on: %s",
+                    (long long)run->k, err_line(&err, line, sizeof line));
+    }
+}

@@ -1,0 +1,250 @@
+/* Checkpoints: the engine's part. Every rank writes and reads its own slices; the ranks agree between the
+ * phases. */
+#include "engine.h"
+
+#include "checkpoint_optimizer.h"
+#include "log.h"
+#include "state_json.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Every rank's fragment on every rank (only rank 0 uses them): one malloc'ed block, texts[ranks] into it. */
+static char *gather_fragments(struct comm *comm, const char *mine, const char **texts)
+{
+    size_t each = (size_t)comm_max_int(comm, (int64_t)strlen(mine) + 1);
+    char *all = calloc((size_t)comm->ranks, each), *padded = calloc(1, each);
+    INVARIANT(all && padded);
+    memcpy(padded, mine, strlen(mine));
+    comm_all_gather_host(comm, all, padded, each);
+    free(padded);
+    for (int32_t r = 0; r < comm->ranks; r++)
+        texts[r] = all + each * (size_t)r;
+    return all;
+}
+
+static bool commit(struct engine *engine, struct checkpoint_about *about, const char *const *fragments,
+                   struct err *err)
+{
+    struct checkpoint_formats formats = checkpoint_formats_of(&engine->body.optimizer.policy);
+    char *config = model_config_print(&engine->body.model.config, dtype_name(engine->body.model.compute));
+    json_t *state = state_json_make(engine);
+    struct checkpoint_record record = {.about = about,
+                                       .table = &engine->body.model.params,
+                                       .formats = &formats,
+                                       .config = config,
+                                       .state = state};
+    struct checkpoint_about asked = *about;
+    record.about = &asked;
+    bool done = config && state ? checkpoint_save_commit(engine->options.checkpoint_dir, &record, fragments,
+                                                         engine->comm->ranks, true, about, err)
+                                : err_set(err, ERR_MEMORY, "no memory for the checkpoint's manifest");
+    free(config);
+    json_decref(state);
+    return done;
+}
+
+/* Reads back what was written: rank by rank a share of the files. Marks the outcome for `checkpoint list`. */
+static bool verify(struct engine *engine, const char *name, struct err *err)
+{
+    struct checkpoint checkpoint = {0};
+    const char *folder = engine->options.checkpoint_dir;
+    bool opened = checkpoint_open(&checkpoint, folder, name, err);
+    if (opened)
+        err_keeps(checkpoint_verify(&checkpoint, engine->comm->rank, engine->comm->ranks, err));
+    bool good = comm_agree(engine->comm, err);
+    if (engine->comm->rank == 0 && opened && (good || err->code == ERR_CORRUPT)) {
+        struct err mark = ERR_INIT;
+        if (!checkpoint_mark(folder, name, checkpoint.about.hash,
+                             good ? CHECKPOINT_VERIFIED : CHECKPOINT_CORRUPT, &mark))
+            log_err("save", &mark);
+    }
+    checkpoint_close(&checkpoint);
+    return good;
+}
+
+static bool write_files(struct engine *engine, const char *name, struct checkpoint_about *about,
+                        struct err *err)
+{
+    const char *folder = engine->options.checkpoint_dir;
+    if (engine->comm->rank == 0)
+        err_keeps(checkpoint_save_begin(folder, name, true, err));
+    if (!comm_agree(engine->comm, err))
+        return false;
+    struct checkpoint_formats formats = checkpoint_formats_of(&engine->body.optimizer.policy);
+    const struct param_table *table = &engine->body.model.params;
+    struct checkpoint_slice *slices = NULL;
+    int64_t count;
+    char *fragment = NULL;
+    if (checkpoint_optimizer_slices(&engine->body.optimizer, table, &slices, &count, err))
+        err_keeps(checkpoint_save_shard(folder, name, engine->comm->rank, table, &formats, slices, count,
+                                        engine->device, &fragment, err));
+    free(slices);
+    bool written = comm_agree(engine->comm, err);
+    if (written) {
+        const char *texts[SHARD_RANKS_MAX];
+        char *all = gather_fragments(engine->comm, fragment, texts);
+        if (engine->comm->rank == 0)
+            err_keeps(commit(engine, about, texts, err));
+        free(all);
+        written = comm_agree(engine->comm, err);
+    }
+    free(fragment);
+    if (!written && engine->comm->rank == 0)
+        checkpoint_save_abort(folder, name);
+    return written;
+}
+
+bool engine_save(struct engine *engine, const char *name, bool automatic, struct command_result *result,
+                 struct err *err)
+{
+    struct checkpoint_about about = {.automatic = automatic,
+                                     .step = engine->has_run ? engine->run.k : 0,
+                                     .total_steps = engine->body.optimizer.total_steps};
+    snprintf(about.name, sizeof about.name, "%s", name);
+    snprintf(about.run, sizeof about.run, "%s", engine->has_run ? engine->run.id : "");
+    snprintf(about.policy, sizeof about.policy, "%s", engine->body.optimizer.policy.name);
+    engine_activity(engine, "saving %s", name);
+    bool saved = write_files(engine, name, &about, err) && verify(engine, name, err);
+    engine_activity(engine, "%s", "");
+    if (!saved)
+        return false;
+    (void)snprintf(result->path, sizeof result->path, "%.*s/%s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
+                   engine->options.checkpoint_dir, name);
+    result->bytes = about.bytes;
+    log_info("save", "saved checkpoint=%s bytes=%lld", name, (long long)about.bytes);
+    return true;
+}
+
+bool engine_verify(struct engine *engine, const char *name, struct err *err)
+{
+    engine_activity(engine, "verifying %s", name);
+    bool good = verify(engine, name, err);
+    engine_activity(engine, "%s", "");
+    return good;
+}
+
+bool engine_retain(struct engine *engine, struct err *err)
+{
+    struct checkpoint_list list = {0};
+    const char *folder = engine->options.checkpoint_dir;
+    int64_t keep = engine->run.recipe.checkpoint.keep;
+    if (engine->comm->rank == 0 && keep > 0 && checkpoint_list_read(&list, folder, err)) {
+        int64_t *surplus = calloc((size_t)list.count + 1, sizeof *surplus);
+        INVARIANT(surplus != NULL);
+        int64_t count = checkpoint_list_surplus(&list, engine->run.id, keep, surplus);
+        for (int64_t i = 0; i < count && err->code == ERR_OK; i++)
+            err_keeps(checkpoint_delete(folder, list.items[surplus[i]].name, err));
+        free(surplus);
+        checkpoint_list_done(&list);
+    }
+    return comm_agree(engine->comm, err);
+}
+
+/* Its run's data and memory, beside the present run's. A run that is over has nothing to go on with; one
+ * whose data are gone is left out with a warning, since the weights are there all the same. */
+static void open_run(struct engine *engine, struct run *run, struct body *body)
+{
+    struct err err = ERR_INIT;
+    if (!run->id[0])
+        return;
+    bool over = run->k >= run->steps;
+    if (!over && run_open(engine, run, &body->model, &err)) {
+        err_keeps(model_reserve_positions(&body->model, run->positions, &err));
+        if (comm_agree(engine->comm, &err))
+            return;
+    }
+    char line[3 * ERR_TEXT_BYTES + 8];
+    if (!over)
+        engine_warn(engine, "run %s cannot go on from this checkpoint, its weights can: %s", run->id,
+                    err_line(&err, line, sizeof line));
+    run_done(run);
+}
+
+/* Phase 1: verified, read whole into a new body beside the old one. */
+static bool read_checkpoint(struct engine *engine, const char *name, struct body *body,
+                            struct state_read *state, struct err *err)
+{
+    struct checkpoint checkpoint = {0};
+    struct policy policy = engine->options.policy;
+    if (checkpoint_open(&checkpoint, engine->options.checkpoint_dir, name, err) &&
+        policy_parse(&policy, checkpoint.about.policy, NULL, err))
+        err_keeps(state_json_read(state, checkpoint.state, checkpoint.table.count, err));
+    bool good = comm_agree(engine->comm, err);
+    if (good) {
+        err_keeps(checkpoint_verify(&checkpoint, engine->comm->rank, engine->comm->ranks, err));
+        good = comm_agree(engine->comm, err);
+    }
+    if (good && body_make(engine, body, &checkpoint.config, &policy, state->seed, err)) {
+        err_keeps(checkpoint_optimizer_read(&checkpoint, &body->optimizer, &body->model.params, err));
+        good = comm_agree(engine->comm, err);
+        if (!good)
+            body_done(body);
+    } else {
+        good = false;
+    }
+    checkpoint_close(&checkpoint);
+    if (!good)
+        free(state->run.still);
+    return good;
+}
+
+/* A resumed run needs the counter of the reproducible reduction as deep as its batches ask. */
+static bool fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err)
+{
+    struct shard_options options = engine_shard_options(engine, &body->optimizer.policy, groups);
+    if (options.levels <= body->shard.options.levels)
+        return true;
+    struct shard deeper;
+    err_keeps(shard_init(&deeper, engine->comm, engine->device, &body->model.params, body->model.config.tied,
+                         &options, err));
+    if (!comm_agree(engine->comm, err)) {
+        shard_done(&deeper);
+        return false;
+    }
+    shard_done(&body->shard);
+    body->shard = deeper;
+    return true;
+}
+
+bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy_text,
+                            struct command_result *result, struct err *err)
+{
+    struct body body = {0};
+    struct state_read state = {0};
+    struct policy policy;
+    if (policy_text[0] && !policy_parse(&policy, policy_text, NULL, err))
+        return false;
+    engine_activity(engine, "loading %s", name);
+    bool loaded = read_checkpoint(engine, name, &body, &state, err);
+    engine_activity(engine, "%s", "");
+    if (!loaded)
+        return false;
+    body.optimizer.t = state.t;
+    body.optimizer.total_steps = state.total_steps;
+    open_run(engine, &state.run, &body);
+    if (state.run.id[0] && !fit_shard(engine, &body, state.run.workspace.groups, err)) {
+        run_done(&state.run);
+        body_done(&body);
+        return false;
+    }
+    if (engine->has_run)
+        run_done(&engine->run);
+    engine_take_body(engine, &body);
+    engine->settings = state.settings;
+    engine->run = state.run;
+    engine->has_run = state.run.id[0] != '\0';
+    engine->has_later = engine->has_last = false;
+    engine->failure[0] = '\0';
+    engine->state = engine->has_run ? STATE_PAUSED : STATE_IDLE;
+    result->parameters = engine->body.model.params.elements;
+    snprintf(result->run, sizeof result->run, "%s", state.run.id);
+    (void)snprintf(result->path, sizeof result->path, "%.*s/%s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
+                   engine->options.checkpoint_dir, name);
+    struct err log = ERR_INIT;
+    if (engine->has_run && engine->comm->rank == 0 && !runlog_reopen(engine, &engine->run, &log))
+        log_err("save", &log);
+    return !policy_text[0] || swap_policy(engine, &policy, false, result, err);
+}

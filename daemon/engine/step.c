@@ -1,0 +1,339 @@
+/* One step, on every rank: micro-batches forward and backward, the norm, the update, the event. Evaluation is
+ * the same line without its second half. */
+#include "engine.h"
+
+#include "log.h"
+#include "watch.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* What the tape asks for, answered by the shard; and when the backward began to communicate. */
+struct tape_context {
+    struct body *body;
+    double communicated_before_backward;
+    bool in_backward;
+};
+
+static void *gather_unit(void *context, int32_t unit)
+{
+    struct body *body = ((struct tape_context *)context)->body;
+    return shard_gather(&body->shard, &body->optimizer, unit);
+}
+
+static void release_unit(void *context, int32_t unit)
+{
+    (void)context, (void)unit; /* the shard keeps it until its buffer is needed */
+}
+
+static float *unit_gradient(void *context, int32_t unit, int32_t slot)
+{
+    (void)slot; /* the two uses of a tied embedding are never written at the same time */
+    struct tape_context *c = context;
+    if (!c->in_backward) {
+        c->in_backward = true;
+        c->communicated_before_backward = c->body->shard.comm->seconds;
+    }
+    return shard_leaf(&c->body->shard, unit);
+}
+
+static void reduce_unit(void *context, int32_t unit, int32_t slot)
+{
+    shard_reduce(&((struct tape_context *)context)->body->shard, unit, slot);
+}
+
+/* Host arrays to the device; an absent lane takes part with one block of padding, so that every rank makes
+ * the same collectives. */
+static struct batch send_batch(struct workspace *w, struct micro_batch *host)
+{
+    if (host->rows == 0) {
+        host->rows = BATCH_ROW_MULTIPLE;
+        memset(host->tokens, 0, BATCH_ROW_MULTIPLE * sizeof(int32_t));
+        memset(host->positions, 0, BATCH_ROW_MULTIPLE * sizeof(int32_t));
+        for (int i = 0; i < BATCH_ROW_MULTIPLE; i++)
+            host->labels[i] = -1;
+        host->starts[0] = 0;
+    }
+    int64_t rows = host->rows;
+    int32_t *to = w->device_ints;
+    device_copy_in(w->device, to, host->tokens, (size_t)rows * sizeof(int32_t));
+    device_copy_in(w->device, to + rows, host->labels, (size_t)rows * sizeof(int32_t));
+    device_copy_in(w->device, to + 2 * rows, host->positions, (size_t)rows * sizeof(int32_t));
+    device_copy_in(w->device, to + 3 * rows, host->starts, (size_t)(host->sequences + 1) * sizeof(int32_t));
+    return (struct batch){.tokens = rows,
+                          .sequences = host->sequences,
+                          .longest = host->longest,
+                          .used_tokens = host->tokens_used,
+                          .token_ids = to,
+                          .labels = to + rows,
+                          .positions = to + 2 * rows,
+                          .starts = to + 3 * rows};
+}
+
+struct pass_seconds {
+    double data, forward, backward, communicate;
+};
+
+/* All micro-batches of a global batch: round by round, `ranks` lanes at a time. Leaf group g holds leaves
+ * g*ranks …. */
+static void pass_over_batch(struct engine *engine, struct workspace *w, struct loader *loader,
+                            const struct batch_plan *plan, struct pass_seconds *seconds)
+{
+    struct comm *comm = engine->comm;
+    struct shard *shard = &engine->body.shard;
+    int64_t groups_a_round = plan->lanes / comm->ranks, groups = plan->rounds * groups_a_round;
+    comm->seconds = 0;
+    device_zero(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t round = g / groups_a_round, lane0 = g % groups_a_round * comm->ranks;
+        uint64_t present = 0;
+        for (int32_t r = 0; r < comm->ranks; r++)
+            present |= (uint64_t)(batch_plan_micro(plan, round, lane0 + r)->count > 0) << r;
+        shard_leaves_begin(shard, g, present);
+        if (!present) {
+            if (w->training)
+                shard_leaves_absent(shard);
+            continue;
+        }
+        double start = now_s();
+        batch_fill(loader, plan, round, lane0 + comm->rank, &w->host);
+        struct batch batch = send_batch(w, &w->host);
+        seconds->data += now_s() - start;
+        struct tape_context context = {.body = &engine->body};
+        struct tape_host host = {&context, gather_unit, release_unit, unit_gradient, reduce_unit};
+        struct model_pass pass;
+        double before = comm->seconds;
+        model_run(&engine->body.model, &batch, &host, &w->activations, &w->gradients, w->device_nll + g,
+                  w->training, &pass);
+        if (!context.in_backward)
+            context.communicated_before_backward = comm->seconds;
+        seconds->forward += pass.forward_s - (context.communicated_before_backward - before);
+        seconds->backward += pass.backward_s - (comm->seconds - context.communicated_before_backward);
+        watch_tick();
+    }
+}
+
+/* The fixed binary tree over leaves first … first+count-1, count a power of two; absent leaves are skipped.
+ */
+static double tree_loss(const double *leaves, const bool *present, int64_t total, int64_t first,
+                        int64_t count, bool *any)
+{
+    if (first >= total) {
+        *any = false;
+        return 0;
+    }
+    if (count == 1) {
+        *any = present[first];
+        return leaves[first];
+    }
+    bool left_any, right_any;
+    double left = tree_loss(leaves, present, total, first, count / 2, &left_any);
+    double right = tree_loss(leaves, present, total, first + count / 2, count / 2, &right_any);
+    *any = left_any || right_any;
+    return left_any && right_any ? left + right : left_any ? left : right;
+}
+
+/* Minus the summed log-probability of the global batch, the same bits on every rank and for every d
+ * under lanes. */
+static double batch_nll(struct engine *engine, struct workspace *w, const struct batch_plan *plan)
+{
+    int32_t ranks = engine->comm->ranks;
+    int64_t groups = plan->rounds * plan->lanes / ranks, leaves = groups * ranks;
+    double *mine = w->nll, *by_rank = malloc((size_t)leaves * sizeof *by_rank);
+    bool *present = malloc((size_t)leaves * sizeof *present), any;
+    INVARIANT(by_rank && present);
+    device_copy_out(w->device, mine, w->device_nll, (size_t)groups * sizeof(double));
+    comm_all_gather_host(engine->comm, by_rank, mine, (size_t)groups * sizeof(double));
+    for (int64_t leaf = 0; leaf < leaves; leaf++) {
+        w->nll[leaf] = by_rank[leaf % ranks * groups + leaf / ranks];
+        present[leaf] = batch_plan_micro(plan, leaf / plan->lanes, leaf % plan->lanes)->count > 0;
+    }
+    int64_t width = 1;
+    while (width < leaves)
+        width *= 2;
+    double nll = -tree_loss(w->nll, present, leaves, 0, width, &any);
+    free(by_rank);
+    free(present);
+    return nll;
+}
+
+static double squared_lengths(const struct data_source *source, const struct batch_plan *plan)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < plan->samples; i++) {
+        int64_t length = dataset_row_length(&source->dataset, plan->dataset_rows[i]);
+        length = length < source->order.cutoff ? length : source->order.cutoff;
+        sum += (double)length * (double)length;
+    }
+    return sum;
+}
+
+/* All ranks' measures, merged in rank order for every tensor, then in table order. */
+static struct update_measures merge_measures(struct engine *engine, const struct update_measures *mine)
+{
+    size_t tensors = (size_t)engine->body.model.params.count;
+    comm_all_gather_host(engine->comm, engine->measures_ranks, mine, tensors * sizeof *mine);
+    struct update_measures all = {0};
+    for (size_t t = 0; t < tensors; t++) {
+        engine->measures[t] = (struct update_measures){0};
+        for (size_t r = 0; r < (size_t)engine->comm->ranks; r++)
+            measures_merge(&engine->measures[t], &engine->measures_ranks[r * tensors + t]);
+        measures_merge(&all, &engine->measures[t]);
+    }
+    return all;
+}
+
+static void warn_alarm(struct engine *engine)
+{
+    struct run *run = &engine->run;
+    if (run->alarm.level == ALARM_NONE) {
+        engine_warn(engine, "update_quality is %.3f again: the alarm is cleared", alarm_mean(&run->alarm));
+        return;
+    }
+    char frozen[160] = "";
+    int count = 0;
+    for (int32_t t = 0; t < engine->body.model.params.count; t++)
+        if (alarm_names_tensor(run->still[t]) && count++ == 0)
+            snprintf(frozen, sizeof frozen, "%s", engine->body.model.params.params[t].name);
+    engine_warn(engine,
+                "%s: update_quality is %.3f over the last ten updates under %s: rounding throws most of each "
+                "update away; "
+                "tensors standing still: %d%s%s; switch with `trainctl set-optimizer fp32-master`",
+                alarm_level_name((enum alarm_level)run->alarm.level), alarm_mean(&run->alarm),
+                engine->body.optimizer.policy.name, count, count ? ", the first " : "", frozen);
+}
+
+/* The update proper, and what it says about itself. */
+static void apply_update(struct engine *engine, double lr, double factor, struct step_event *event)
+{
+    struct run *run = &engine->run;
+    struct update_measures *mine = malloc(sizeof *mine * (size_t)engine->body.model.params.count);
+    INVARIANT(mine != NULL);
+    optimizer_update(&engine->body.optimizer, &run->settings, lr, factor, engine->body.shard.gradients, mine);
+    shard_weights_changed(&engine->body.shard);
+    struct update_measures all = merge_measures(engine, mine);
+    free(mine);
+    engine->weight_version++;
+    run->k++;
+    run->skips_in_a_row = 0;
+    event->lost_update_share = measures_lost_update_share(&all);
+    event->stalled_v_share = measures_stalled_v_share(&all);
+    event->update_quality = measures_update_quality(&all);
+    if (alarm_counts(lr, run->schedule.lr))
+        alarm_observe_tensors(run->still, engine->measures, engine->body.model.params.count);
+    if (alarm_observe(&run->alarm, event->update_quality, lr, run->schedule.lr))
+        warn_alarm(engine);
+}
+
+static void skip_update(struct engine *engine, int32_t rank, int32_t tensor, struct step_event *event)
+{
+    struct run *run = &engine->run;
+    run->skipped++;
+    run->skips_in_a_row++;
+    event->lost_update_share = event->stalled_v_share = 0;
+    event->update_quality = 1;
+    engine_warn(engine,
+                "update skipped: the gradient is not finite, first on rank %d in %s; nothing stored has "
+                "changed (%d in a row)",
+                rank, tensor >= 0 ? engine->body.model.params.params[tensor].name : "?", run->skips_in_a_row);
+}
+
+static void fill_event(struct engine *engine, const struct batch_plan *plan, double step_seconds,
+                       const struct pass_seconds *seconds, double optimize_s, double flops,
+                       struct step_event *event)
+{
+    struct run *run = &engine->run;
+    snprintf(event->run, sizeof event->run, "%s", run->id);
+    snprintf(event->policy, sizeof event->policy, "%s", engine->body.optimizer.policy.name);
+    event->step = run->k;
+    event->total_steps = engine->body.optimizer.total_steps;
+    event->tokens = plan->tokens;
+    event->labelled_tokens = plan->labelled;
+    event->step_seconds = step_seconds;
+    event->tokens_per_second = (double)plan->tokens / step_seconds;
+    double hosts = (double)engine->comm->ranks / engine->comm->local_ranks;
+    event->model_flops_utilization = engine->options.product_flops > 0
+                                         ? flops / step_seconds / (engine->options.product_flops * hosts)
+                                         : (double)NAN;
+    event->seconds_data = seconds->data;
+    event->seconds_forward = seconds->forward;
+    event->seconds_backward = seconds->backward;
+    event->seconds_communicate = engine->comm->seconds;
+    event->seconds_optimize = optimize_s;
+    event->skipped = run->skipped;
+    event->weight_version = engine->weight_version;
+    event->memory_bytes = engine->device->allocated_bytes;
+}
+
+bool engine_step(struct engine *engine)
+{
+    struct run *run = &engine->run;
+    struct err err = ERR_INIT;
+    struct batch_plan plan;
+    struct pass_seconds seconds = {0};
+    struct step_event event = {0};
+    double start = now_s();
+    INVARIANT(batch_plan_make(&run->source->loader, run->cursor, &plan,
+                              &err)); /* checked when the run was opened */
+    shard_gradients_begin(&engine->body.shard);
+    pass_over_batch(engine, &run->workspace, &run->source->loader, &plan, &seconds);
+
+    double optimize = now_s();
+    double communicated = engine->comm->seconds;
+    int32_t bad_rank, bad_tensor;
+    shard_gradients_finish(&engine->body.shard);
+    double nll = batch_nll(engine, &run->workspace, &plan);
+    double norm =
+        sqrt(shard_gradient_squares(&engine->body.shard, &bad_rank, &bad_tensor)) / (double)plan.labelled;
+    event.loss = nll / (double)plan.labelled;
+    event.grad_norm = norm;
+    event.lr = schedule_lr(&run->schedule, run->k);
+    double factor = optimizer_clip_coefficient(&run->settings, norm) / (double)plan.labelled;
+    if (isfinite(norm))
+        apply_update(engine, event.lr, factor, &event);
+    else
+        skip_update(engine, bad_rank, bad_tensor, &event);
+    run->cursor.samples += plan.samples;
+    double end = now_s();
+    double flops =
+        model_config_flops(&engine->body.model.config, plan.tokens, squared_lengths(run->source, &plan));
+    fill_event(engine, &plan, end - start, &seconds, end - optimize - (engine->comm->seconds - communicated),
+               flops, &event);
+    engine->last = event;
+    engine->has_last = true;
+    log_set_step(event.total_steps);
+    runlog_step(engine, &event);
+    if (engine->mailbox)
+        mailbox_post(engine->mailbox,
+                     &(struct event){.kind = EVENT_STEP, .step = event, .state = engine->state});
+    return run->skips_in_a_row < LIMIT_SKIPS_IN_A_ROW;
+}
+
+double engine_evaluate(struct engine *engine, struct data_source *source, struct workspace *workspace,
+                       int64_t *labelled)
+{
+    struct err err = ERR_INIT;
+    struct data_cursor cursor = {0};
+    struct pass_seconds seconds = {0};
+    double nll = 0;
+    *labelled = 0;
+    while (!order_ended(&source->order, cursor, 1)) {
+        struct batch_plan plan;
+        INVARIANT(batch_plan_make(&source->loader, cursor, &plan, &err));
+        pass_over_batch(engine, workspace, &source->loader, &plan, &seconds);
+        nll += batch_nll(engine, workspace, &plan);
+        *labelled += plan.labelled;
+        cursor.samples += plan.samples;
+    }
+    return nll / (double)*labelled;
+}

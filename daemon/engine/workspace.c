@@ -1,0 +1,127 @@
+/* Memory for micro-batches, taken when a run or an evaluation starts, and the data they come from. */
+#include "engine.h"
+
+#include "host.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Where the four integer arrays of a micro-batch lie in one block. */
+struct int_layout {
+    int64_t tokens, labels, positions, starts, total;
+};
+
+static struct int_layout int_layout_of(const struct batch_bounds *b)
+{
+    return (struct int_layout){.tokens = 0,
+                               .labels = b->rows,
+                               .positions = 2 * b->rows,
+                               .starts = 3 * b->rows,
+                               .total = 3 * b->rows + b->sequences + 1};
+}
+
+static bool take_parts(struct engine *engine, struct workspace *w, const struct model *model, struct err *err)
+{
+    struct int_layout ints = int_layout_of(&w->bounds);
+    struct tape_plan plan =
+        model_plan(model, w->bounds.rows, w->bounds.sequences, w->bounds.longest, w->training);
+    int64_t bytes = (int64_t)(plan.activation_bytes + plan.gradient_bytes) + ints.total * 4 + w->groups * 8;
+    if (!host_memory_fits(bytes, engine->comm->local_ranks, "a micro-batch of this size", err))
+        return false;
+    if (!arena_init(&w->activations, "activations", engine->device, plan.activation_bytes, err) ||
+        !arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
+        return false;
+    w->device_ints = device_allocate(engine->device, (size_t)ints.total * sizeof(int32_t));
+    w->device_nll = device_allocate(engine->device, (size_t)w->groups * sizeof(double));
+    w->host_ints = calloc((size_t)ints.total, sizeof(int32_t));
+    w->nll = calloc((size_t)(w->groups * engine->comm->ranks), sizeof(double));
+    if (!w->device_ints || !w->device_nll || !w->host_ints || !w->nll)
+        return err_set(err, ERR_MEMORY, "no memory for the %lld integers of a micro-batch",
+                       (long long)ints.total);
+    w->host = (struct micro_batch){.tokens = w->host_ints + ints.tokens,
+                                   .labels = w->host_ints + ints.labels,
+                                   .positions = w->host_ints + ints.positions,
+                                   .starts = w->host_ints + ints.starts};
+    return true;
+}
+
+bool workspace_make(struct engine *engine, struct workspace *workspace, const struct model *model,
+                    const struct batch_bounds *bounds, bool training, struct err *err)
+{
+    *workspace = (struct workspace){.device = engine->device,
+                                    .bounds = *bounds,
+                                    .training = training,
+                                    .groups = bounds->rounds * engine_lanes(engine) / engine->comm->ranks};
+    if (workspace->bounds.rows < BATCH_ROW_MULTIPLE)
+        workspace->bounds.rows =
+            BATCH_ROW_MULTIPLE; /* a rank without samples still takes part with padding */
+    if (workspace->bounds.sequences < 1)
+        workspace->bounds.sequences = 1;
+    err_keeps(take_parts(engine, workspace, model, err));
+    if (comm_agree(engine->comm, err))
+        return true;
+    workspace_done(workspace);
+    return false;
+}
+
+void workspace_done(struct workspace *w)
+{
+    if (!w->device)
+        return;
+    arena_done(&w->activations);
+    arena_done(&w->gradients);
+    device_release(w->device, w->device_ints, (size_t)int_layout_of(&w->bounds).total * sizeof(int32_t));
+    device_release(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
+    free(w->host_ints);
+    free(w->nll);
+    *w = (struct workspace){0};
+}
+
+/* A dataset that this model cannot be trained on. */
+static bool check_fit(const struct data_source *source, const struct model_config *config, const char *folder,
+                      struct err *err)
+{
+    if (source->dataset.vocabulary > config->vocabulary) {
+        err_set(err, ERR_INVALID, "the dataset %s has a vocabulary of %lld, and the model's is %lld", folder,
+                (long long)source->dataset.vocabulary, (long long)config->vocabulary);
+        return err_hint(
+            err, "prepare the data with the model's tokenizer, or take a model with a larger vocabulary");
+    }
+    if (source->order.longest > config->positions) {
+        err_set(err, ERR_INVALID, "the dataset %s has rows of %lld tokens, and the model has %lld positions",
+                folder, (long long)source->order.longest, (long long)config->positions);
+        return err_hint(err, "set cutoff: %lld in the recipe", (long long)config->positions);
+    }
+    return true;
+}
+
+struct data_source *source_open(struct engine *engine, const char *folder, const struct recipe *recipe,
+                                const struct model *model, bool training, struct err *err)
+{
+    struct data_source *source = calloc(1, sizeof *source);
+    INVARIANT(source != NULL);
+    struct order_options order = {.cutoff = recipe->cutoff,
+                                  .global_batch = recipe->global_batch,
+                                  .drop_last = training && recipe->drop_last};
+    order.shuffled = training && recipe_is_shuffled(recipe, &order.seed);
+    struct loader_options loader = {
+        .lanes = engine_lanes(engine), .micro_batch = recipe->micro_batch, .max_tokens = recipe->max_tokens};
+    if (dataset_open(&source->dataset, folder, err) &&
+        order_init(&source->order, &source->dataset, &order, err) &&
+        check_fit(source, &model->config, folder, err))
+        err_keeps(loader_init(&source->loader, &source->dataset, &source->order, &loader, err));
+    if (comm_agree(engine->comm, err))
+        return source;
+    source_free(source);
+    return NULL;
+}
+
+void source_free(struct data_source *source)
+{
+    if (!source)
+        return;
+    loader_done(&source->loader);
+    order_done(&source->order);
+    dataset_close(&source->dataset);
+    free(source);
+}

@@ -1,0 +1,240 @@
+/* trainerd: starts the modules in order and stops them in mirror order. The architecture on one screen. */
+#include "control.h"
+#include "engine.h"
+#include "file.h"
+#include "handlers.h"
+#include "host.h"
+#include "log.h"
+#include "options.h"
+#include "statedir.h"
+#include "watch.h"
+
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define EXIT_REFUSED 1
+#define EXIT_USAGE   2
+
+struct daemon {
+    struct options options;
+    struct comm comm;
+    struct statedir statedir;
+    struct device device;
+    struct control *control; /* rank 0 */
+    struct engine engine;
+    struct engine_options engine_options;
+};
+
+static int report(const struct err *err)
+{
+    char line[3 * ERR_TEXT_BYTES + 8];
+    fprintf(stderr, "trainerd: %s\n", err_line(err, line, sizeof line));
+    return err->code == ERR_INVALID || err->code == ERR_UNSUPPORTED || err->code == ERR_CONFIRM
+               ? EXIT_USAGE
+               : EXIT_REFUSED;
+}
+
+/* Rank 0 locks the state folder; the others hear its path. */
+static bool open_state(struct daemon *d, struct err *err)
+{
+    struct engine_options *o = &d->engine_options;
+    if (d->comm.rank == 0 && statedir_open(&d->statedir, d->options.state_dir, err))
+        snprintf(o->state_dir, sizeof o->state_dir, "%s", d->statedir.path);
+    if (!comm_agree(&d->comm, err))
+        return false;
+    comm_broadcast(&d->comm, o->state_dir, sizeof o->state_dir);
+    char path[LIMIT_PATH_BYTES];
+    if (file_join(path, sizeof path, o->state_dir, "log", err))
+        err_keeps(log_open(path, d->comm.rank == 0, err));
+    if (d->options.checkpoint_dir[0])
+        snprintf(o->checkpoint_dir, sizeof o->checkpoint_dir, "%s", d->options.checkpoint_dir);
+    else
+        err_keeps(file_join(o->checkpoint_dir, sizeof o->checkpoint_dir, o->state_dir, "checkpoints", err));
+    return comm_agree(&d->comm, err);
+}
+
+/* The rate of this host's own large product, measured by `trainctl doctor`; 0 where it never was. */
+static double measured_product(const char *state_dir)
+{
+    char path[LIMIT_PATH_BYTES];
+    struct err err = ERR_INIT;
+    if (!file_join(path, sizeof path, state_dir, "doctor.json", &err))
+        return 0;
+    json_t *json = json_load_file(path, 0, NULL);
+    double flops = json_number_value(json_object_get(json, "product_flops"));
+    json_decref(json);
+    return flops > 0 ? flops : 0;
+}
+
+static bool settle_options(struct daemon *d, struct err *err)
+{
+    struct engine_options *o = &d->engine_options;
+    static const char *const computes[] = {NULL, "bf16", "fp32"};
+    if (!layout_parse(&o->layout, d->options.layout, d->comm.ranks, err))
+        return false;
+    if (d->options.lanes && d->options.lanes % o->layout.d != 0) {
+        err_set(err, ERR_INVALID, "--lanes %lld is not a multiple of d = %d", (long long)d->options.lanes,
+                o->layout.d);
+        return err_hint(err, "use a power of two from d up, such as 8");
+    }
+    const char *policy = d->options.policy[0] ? d->options.policy : policy_default().name;
+    if (!policy_parse(&o->policy, policy, computes[d->options.compute], err) ||
+        !policy_confirm(&o->policy, d->options.yes, err))
+        return false;
+    if (d->options.lanes && o->policy.accumulate != DTYPE_F32)
+        return err_set(err, ERR_INVALID, "accumulate=bf16 and --lanes exclude each other");
+    o->seed = (uint64_t)d->options.seed;
+    o->lanes = d->options.lanes;
+    o->recompute = d->options.recompute == 1;
+    o->product_flops = measured_product(o->state_dir);
+    return true;
+}
+
+static bool open_device(struct daemon *d, struct err *err)
+{
+    char why[256];
+    int cores = host_take_cores(d->comm.local_rank, d->comm.local_ranks, d->options.bind == 1);
+    const char *fixed = getenv("OMP_NUM_THREADS");
+    int threads = d->options.threads         ? (int)d->options.threads
+                  : fixed && atoi(fixed) > 0 ? atoi(fixed)
+                                             : cores;
+    if (device_open(&d->device, d->options.device, threads, why, sizeof why) != 0) {
+        err_set(err, ERR_UNSUPPORTED, "the device '%s' cannot be used: %s", d->options.device, why);
+        return err_hint(err, "use --device cpu");
+    }
+    d->engine_options.threads = d->device.threads;
+    comm_set_device(&d->comm, &d->device);
+    return true;
+}
+
+static bool start_control(struct daemon *d, struct err *err)
+{
+    const char *listen[OPTIONS_LISTEN_MAX];
+    for (int i = 0; i < d->options.listen_count; i++)
+        listen[i] = d->options.listen[i];
+    struct control_options options = {.listen = listen,
+                                      .listen_count = d->options.listen_count,
+                                      .state_dir = d->engine_options.state_dir,
+                                      .checkpoint_dir = d->engine_options.checkpoint_dir,
+                                      .version = TRAINERD_VERSION};
+    return d->comm.rank != 0 || control_start(&d->control, &options, err);
+}
+
+/* What the options ask for first, as the commands they stand for. Without any: the newest checkpoint, paused.
+ */
+static bool first_commands(struct daemon *d, struct err *err)
+{
+    struct command_result result = {0};
+    struct command command = {.kind = d->options.model[0] ? COMMAND_LOAD : COMMAND_INIT,
+                              .yes = d->options.yes};
+    const char *path = d->options.model[0] ? d->options.model : d->options.init;
+    snprintf(command.u.model.path, sizeof command.u.model.path, "%s", path);
+    if (path[0] && !engine_execute(&d->engine, &command, &result, err))
+        return false;
+    if (!path[0]) {
+        struct err none = ERR_INIT;
+        if (!load_newest(&d->engine, &result, &none) && none.code != ERR_NOT_FOUND) {
+            *err = none;
+            return false;
+        }
+    }
+    if (!d->options.run[0])
+        return true;
+    if (d->engine.state == STATE_PAUSED)
+        command = (struct command){.kind = COMMAND_RESUME};
+    else {
+        char *text = NULL;
+        size_t bytes;
+        command = (struct command){.kind = COMMAND_TRAIN, .yes = d->options.yes};
+        if (file_slurp(d->options.run, RECIPE_TEXT_BYTES, &text, &bytes, err))
+            err_keeps(recipe_parse(&command.u.train.recipe, d->options.run, text, bytes, NULL, 0, err));
+        free(text);
+        if (!comm_agree(&d->comm, err))
+            return false;
+    }
+    return engine_execute(&d->engine, &command, &result, err);
+}
+
+static int serve(struct daemon *d, struct err *err)
+{
+    if (!first_commands(d, err))
+        return d->comm.rank == 0 ? report(err) : EXIT_REFUSED;
+    if (d->comm.rank == 0) {
+        char layout[64];
+        layout_print(&d->engine_options.layout, layout, sizeof layout);
+        fprintf(stderr, "trainerd %s ready: state %s, %d ranks, layout %s, policy %s, %s; %s\n",
+                TRAINERD_VERSION, engine_state_name(d->engine.state), d->comm.ranks, layout,
+                d->engine.has_body ? d->engine.body.optimizer.policy.name : d->engine_options.policy.name,
+                d->device.products, d->engine_options.state_dir);
+    }
+    return engine_loop(&d->engine, d->options.run[0] != '\0');
+}
+
+static int run_daemon(struct daemon *d, int argc, char **argv)
+{
+    struct err err = ERR_INIT;
+    int status = EXIT_REFUSED;
+    err_keeps(options_read(&d->options, argc, argv, &err));
+    if (!comm_agree(&d->comm, &err) || !open_state(d, &err))
+        goto refused;
+    if (settle_options(d, &err) && open_device(d, &err))
+        err_keeps(watch_start(d->comm.rank, d->options.stuck_after, &err));
+    if (!comm_agree(&d->comm, &err))
+        goto refused;
+    err_keeps(start_control(d, &err));
+    struct mailbox *mailbox = d->control ? control_mailbox(d->control) : NULL;
+    if (comm_agree(&d->comm, &err))
+        err_keeps(engine_init(&d->engine, &d->engine_options, &d->comm, &d->device, mailbox, &err));
+    if (!comm_agree(&d->comm, &err))
+        goto refused;
+    status = serve(d, &err);
+    engine_done(&d->engine);
+    control_stop(d->control);
+    watch_stop();
+    device_close(&d->device);
+    statedir_close(&d->statedir);
+    log_close();
+    return status;
+
+refused:
+    status = d->comm.rank == 0 ? report(&err) : EXIT_USAGE;
+    control_stop(d->control);
+    watch_stop();
+    statedir_close(&d->statedir);
+    return status;
+}
+
+/* --help and --version need no ranks. */
+static bool answer_at_once(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--version") == 0)
+            return printf("trainerd %s\n", TRAINERD_VERSION) > 0;
+        if (strcmp(argv[i], "--help") == 0) {
+            options_help();
+            return true;
+        }
+    }
+    return false;
+}
+
+int main(int argc, char **argv)
+{
+    static struct daemon daemon;
+    struct err err = ERR_INIT;
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1,
+           SIG_IGN); /* mpirun passes it to every rank; rank 0's control thread takes it as a shutdown */
+    if (answer_at_once(argc, argv))
+        return 0;
+    if (!comm_init(&daemon.comm, &argc, &argv, &err))
+        return report(&err);
+    log_set_rank(daemon.comm.rank);
+    int status = run_daemon(&daemon, argc, argv);
+    comm_done(&daemon.comm);
+    return status;
+}

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Layouts agree: the same few steps on 1, 2, 4, 8 ranks, compared tensor by tensor. A line a case, as cmocka
+writes them.
+
+    layouts.py RANKS_TRAIN [NAME…]
+"""
+import array
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+PROGRAM = os.path.abspath(sys.argv[1])
+FOLDER = tempfile.mkdtemp(prefix="ranks-")
+CONFIG = {"tied": "true", "untied": "false"}
+RANKS = (2, 4, 8)
+
+
+def config_text(tied):
+    return ('{"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","hidden_size":24,"intermediate_size":40,'
+            '"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":16,"vocab_size":97,'
+            '"max_position_embeddings":128,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"hidden_act":"silu",'
+            '"attention_bias":false,"initializer_range":0.05,"tie_word_embeddings":%s}' % CONFIG[tied])
+
+
+def recipe_text(steps, batch, micro):
+    return (f"data: {FOLDER}/data\norder: sorted\nsteps: {steps}\nglobal_batch: {batch}\n{micro}\n"
+            "optimizer: {lr: 3e-3, clip: 1.0, weight_decay: 0.01}\nschedule: {kind: cosine, warmup_steps: 2}\n"
+            "checkpoint: {every: 0, keep: 1}\n")
+
+
+def launch(ranks, arguments):
+    environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                       OMPI_MCA_rmaps_base_oversubscribe="1", OMP_NUM_THREADS="1",
+                       OMPI_MCA_btl_vader_single_copy_mechanism="none")
+    done = subprocess.run(["mpirun", "-n", str(ranks), PROGRAM, *arguments], env=environment, timeout=300,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{ranks} ranks, {arguments}: exit {done.returncode}\n{done.stderr[-2000:]}")
+
+
+class Result:
+    def __init__(self, out):
+        self.tensors, self.steps = [], []
+        with open(f"{out}/steps") as file:
+            for line in file:
+                words = line.split()
+                if words[0] == "tensor":
+                    self.tensors.append((words[1], int(words[2])))
+                else:
+                    self.steps.append(tuple(float.fromhex(w) for w in words[2:]))
+        self.weights = self.read(f"{out}/weights")
+        self.gradient = self.read(f"{out}/gradient")
+
+    def read(self, path):
+        values, at, found = array.array("f"), 0, {}
+        with open(path, "rb") as file:
+            values.frombytes(file.read())
+        for name, count in self.tensors:
+            found[name] = values[at:at + count]
+            at += count
+        if at != len(values):
+            raise RuntimeError(f"{path} has {len(values)} values, not {at}")
+        return found
+
+
+def run(name, ranks, lanes=0, recompute=0, threads=1, policy="fp32-master+compute=fp32", tied="tied", steps=6, batch=13,
+        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None):
+    out = f"{FOLDER}/{name}"
+    os.makedirs(out, exist_ok=True)
+    for path, text in ((f"{out}/config.json", config_text(tied)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
+        with open(path, "w") as file:
+            file.write(text)
+    common = [out, device, str(lanes), str(recompute), str(threads)]
+    if resume:
+        launch(ranks, ["resume", *common, resume])
+    else:
+        launch(ranks, ["train", *common, policy, out, f"{out}/recipe.yaml", *([str(stop_at)] if stop_at else [])])
+    return Result(out)
+
+
+def near(one, other):
+    """Loss and every gradient tensor to 1e-5 of its largest element; the norm to 1e-6."""
+    for (loss, norm, *_), (loss2, norm2, *_) in list(zip(one.steps, other.steps))[:1]:
+        assert abs(loss - loss2) <= 1e-6 * abs(loss), f"loss {loss} against {loss2}"
+        assert abs(norm - norm2) <= 1e-6 * norm, f"norm {norm} against {norm2}"
+    for name, _ in one.tensors:
+        most = max(abs(g) for g in one.gradient[name])
+        worst = max(abs(a - b) for a, b in zip(one.gradient[name], other.gradient[name]))
+        assert most > 0, f"{name}: the gradient is all zero"
+        assert worst <= 1e-5 * most, f"{name}: gradient differs by {worst / most:.3g} of its largest element"
+    for (loss, *_), (loss2, *_) in zip(one.steps, other.steps):
+        assert abs(loss - loss2) <= 1e-5 * abs(loss), f"a later loss {loss} against {loss2}"
+
+
+def same(one, other):
+    """Equal bits: every loss, norm and weight."""
+    assert [s[:2] for s in one.steps] == [s[:2] for s in other.steps], \
+        f"losses or norms differ: {one.steps} against {other.steps}"
+    for name, _ in one.tensors:
+        assert one.gradient[name].tobytes() == other.gradient[name].tobytes(), f"{name}: gradient bits differ"
+        assert one.weights[name].tobytes() == other.weights[name].tobytes(), f"{name}: weight bits differ"
+
+
+def plain(tied):
+    one = run(f"plain-{tied}-1", 1, tied=tied)
+    for ranks in RANKS:
+        near(one, run(f"plain-{tied}-{ranks}", ranks, tied=tied))
+
+
+def lanes(compute, micro, batch):
+    label = f"lanes-{compute}-{batch}-{micro.split(':')[0]}"
+    policy = f"fp32-master+compute={compute}"
+    one = run(f"{label}-1", 1, lanes=8, policy=policy, micro=micro, batch=batch)
+    for ranks in RANKS:
+        same(one, run(f"{label}-{ranks}", ranks, lanes=8, policy=policy, micro=micro, batch=batch))
+
+
+def stochastic_policy():
+    one = run("sr-1", 1, lanes=4, policy="bf16-sr")
+    same(one, run("sr-4", 4, lanes=4, policy="bf16-sr"))
+
+
+def quantized_policy():
+    one = run("q8-1", 1, lanes=4, policy="fp24-q8")
+    same(one, run("q8-2", 2, lanes=4, policy="fp24-q8"))
+
+
+def stop_and_resume():
+    whole = run("whole", 2, lanes=8, steps=6, batch=20)
+    first = run("stopped", 4, lanes=8, steps=6, batch=20, stop_at=3)
+    rest = run("resumed", 1, lanes=8, resume="stopped")
+    assert first.steps + rest.steps == whole.steps, f"{first.steps} + {rest.steps} against {whole.steps}"
+    for name, _ in whole.tensors:
+        assert whole.weights[name].tobytes() == rest.weights[name].tobytes(), f"{name}: weight bits differ"
+
+
+def recompute():
+    same(run("kept", 2), run("recomputed", 2, recompute=1))
+
+
+def threads():
+    same(run("threads-1", 1, policy="fp32-master"), run("threads-2", 1, policy="fp32-master", threads=2))
+
+
+def reduced_wire():
+    """reduce=bf16 rounds what goes on the wire, and only that: near fp32, yet not equal to it."""
+    exact, rounded = run("wire-32", 2), run("wire-16", 2, policy="fp32-master+compute=fp32+reduce=bf16")
+    differing = 0
+    for name, _ in exact.tensors:
+        most = max(abs(g) for g in exact.gradient[name])
+        worst = max(abs(a - b) for a, b in zip(exact.gradient[name], rounded.gradient[name]))
+        assert worst <= 2 ** -7 * most, f"{name}: {worst / most:.3g}"
+        differing += worst > 1e-5 * most
+    assert differing == len(exact.tensors), f"only {differing} tensors show the wire's rounding"
+
+
+def accumulate_bf16():
+    exact, rounded = run("acc-32", 2), run("acc-16", 2, policy="fp32-master+compute=fp32+accumulate=bf16", steps=3)
+    for (loss, *_), (loss2, *_) in list(zip(exact.steps, rounded.steps))[:3]:
+        assert abs(loss - loss2) < 1e-2 * loss
+
+
+def guarded():
+    same(run("open", 2), run("guarded", 2, device="guarded"))
+
+
+TESTS = {"d_agree_tied": lambda: plain("tied"),
+         "d_agree_untied": lambda: plain("untied"),
+         "lanes_equal_bits_fp32_batch_above_L": lambda: lanes("fp32", "micro_batch: 1", 20),
+         "lanes_equal_bits_fp32_packed_short_batch": lambda: lanes("fp32", "max_tokens: 100", 5),
+         "lanes_equal_bits_bf16": lambda: lanes("bf16", "max_tokens: 64", 30),
+         "lanes_equal_bits_bf16_sr": stochastic_policy,
+         "lanes_equal_bits_fp24_q8": quantized_policy,
+         "lanes_stop_on_4_resume_on_1": stop_and_resume,
+         "recompute_equal_bits": recompute,
+         "threads_equal_bits": threads,
+         "reduce_bf16_rounds_the_wire": reduced_wire,
+         "accumulate_bf16_trains": accumulate_bf16,
+         "guarded_device_two_ranks": guarded}
+
+
+def main():
+    failed = []
+    subprocess.run([PROGRAM, "data", f"{FOLDER}/data"], check=True, timeout=60)
+    for name, test in TESTS.items():
+        if len(sys.argv) > 2 and not any(part in name for part in sys.argv[2:]):
+            continue
+        outcome, reason = "      OK", ""
+        try:
+            test()
+        except (AssertionError, RuntimeError, subprocess.TimeoutExpired, OSError) as error:
+            skipped = "exit 77" in str(error)
+            outcome, reason = " SKIPPED" if skipped else "  FAILED", "" if skipped else str(error)
+            failed += [] if skipped else [name]
+        print(f"[ {outcome} ] {name}\n{reason}", end="" if not reason else "\n", flush=True)
+    if failed:
+        print(f"files are in {FOLDER}")
+    else:
+        shutil.rmtree(FOLDER)
+    return len(failed) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
