@@ -15,7 +15,3 @@ void overlay_attention_avx512(struct kernels *table);  /* attention_avx512.c */
  * device.description. */
 const char *dnnl_products(void);
 const char *dnnl_release(void);
-
-/* For tests: cut products as if so many threads could work on one. Scratch asked for before is no longer
- * enough. */
-void dnnl_set_slots(int slots);
