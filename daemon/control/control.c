@@ -6,7 +6,6 @@
 #include "file.h"
 #include "log.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -17,7 +16,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 128, DESCRIPTORS_FOR_THE_REST = 64 };
+enum { BACKLOG = 128, DESCRIPTORS_FOR_THE_REST = 256 };
 
 static void wake_loop(void *context)
 {
@@ -113,17 +112,6 @@ static bool listen_on_all(struct control *control, const struct control_options 
     return true;
 }
 
-static int descriptors_in_use(void)
-{
-    int count = 0;
-    DIR *folder = opendir("/proc/self/fd");
-    while (folder && readdir(folder))
-        count++;
-    if (folder)
-        closedir(folder);
-    return count;
-}
-
 /* The soft limit goes up to the hard one; how many clients fit is said, and kept to. */
 static int raise_descriptors(void)
 {
@@ -133,7 +121,7 @@ static int raise_descriptors(void)
     limit.rlim_cur = limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         getrlimit(RLIMIT_NOFILE, &limit);
-    long long left = (long long)limit.rlim_cur - descriptors_in_use() - DESCRIPTORS_FOR_THE_REST;
+    long long left = (long long)limit.rlim_cur - DESCRIPTORS_FOR_THE_REST;
     int fits = limit.rlim_cur == RLIM_INFINITY || left > LIMIT_CLIENTS ? LIMIT_CLIENTS
                : left < 1                                              ? 1
                                                                        : (int)left;
