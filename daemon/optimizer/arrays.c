@@ -38,8 +38,7 @@ void arrays_zero(struct device *device, const struct policy *policy, enum state_
                         (size_t)array_bytes(array_dtype(policy, part, extra), part, extra, elements));
 }
 
-struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PART_COUNT][2],
-                              int64_t offset)
+struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PART_COUNT][2], int64_t offset)
 {
     void *at[STATE_PART_COUNT][2];
     for (int part = 0; part < STATE_PART_COUNT; part++)

@@ -44,7 +44,8 @@ void alarm_reset(struct alarm *alarm)
 
 bool alarm_counts(double lr, double peak_lr)
 {
-    return lr > 0 && lr >= ALARM_LR_SHARE * peak_lr;
+    return lr > 0 &&
+           lr >= ALARM_LR_SHARE * peak_lr * (1 - 1e-12); /* exactly 1 % counts, however it was formed */
 }
 
 /* Oldest first, so that the sum does not depend on where the ring stands. */

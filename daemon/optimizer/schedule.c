@@ -148,7 +148,7 @@ double schedule_multiplier(const struct schedule *s, int64_t k)
         return k >= s->decay_end ? low : low + (1 - low) * ((end - at) / (end - warmup));
     case SCHEDULE_WSD:
         if (k >= s->steps)
-            return s->wsd_decay == 0 ? 1 : low;
+            return low;
         return k < s->steps - s->wsd_decay
                    ? 1
                    : low + (1 - low) * (((double)s->steps - at) / (double)s->wsd_decay);

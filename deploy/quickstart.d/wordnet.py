@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns Debian's wordnet-base data files into chat examples for the quickstart.
 
-    wordnet.py [--source DIR] [--budget TOKENS] [--pretrain FILE --fine-tune FILE --held-out FILE --fine-tune-rows N]
+    wordnet.py --out DIR [--source DIR] [--budget TOKENS] [--fine-tune-budget TOKENS]
 
 Each meaning becomes one chat of two messages: "Define abacus (noun)." and its gloss without the quoted examples. Only whole
 definitions are taken, and of these the ones that fit into TOKENS byte-level tokens, the chat's frame included: short
@@ -36,9 +36,13 @@ def definitions(source):
                     yield question, gloss
 
 
+def tokens(row):
+    return FRAME_TOKENS + len(row[0]) + len(row[1])
+
+
 def chosen(source, budget):
     """Those that fit, in an order that has nothing to do with the alphabet."""
-    rows = [(q, g) for q, g in definitions(source) if FRAME_TOKENS + len(q) + len(g) <= budget]
+    rows = [row for row in definitions(source) if tokens(row) <= budget]
     rows.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())
     return rows
 
@@ -53,7 +57,8 @@ def write(path, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--source", default="/usr/share/wordnet", help="folder of data.noun, data.verb, data.adj, data.adv")
-    parser.add_argument("--budget", type=int, default=64, help="byte-level tokens a chat may have, its frame included")
+    parser.add_argument("--budget", type=int, default=72, help="byte-level tokens a chat may have, its frame included")
+    parser.add_argument("--fine-tune-budget", type=int, default=64, help="the same, for those to be learned by heart")
     parser.add_argument("--fine-tune-rows", type=int, default=128)
     parser.add_argument("--held-out-rows", type=int, default=512)
     parser.add_argument("--out", required=True, help="folder for pretrain.jsonl, fine-tune.jsonl, held-out.jsonl")
@@ -62,15 +67,16 @@ def main():
         rows = chosen(options.source, options.budget)
     except OSError as error:
         sys.exit(f"wordnet.py: cannot read {error.filename}: {error.strerror}; install the package wordnet-base")
-    tuned, held = options.fine_tune_rows, options.held_out_rows
-    if len(rows) < 2 * (tuned + held):
-        sys.exit(f"wordnet.py: only {len(rows)} definitions fit into {options.budget} tokens: raise --budget")
+    tuned = [row for row in rows if tokens(row) <= options.fine_tune_budget][:options.fine_tune_rows]
+    apart = set(tuned)
+    others = [row for row in rows if row not in apart]
+    if len(tuned) < options.fine_tune_rows or len(others) < 2 * options.held_out_rows:
+        sys.exit(f"wordnet.py: only {len(rows)} definitions fit into {options.budget} tokens: raise the budgets")
+    held = options.held_out_rows
     os.makedirs(options.out, exist_ok=True)
-    sets = {"fine-tune": rows[:tuned], "held-out": rows[tuned:tuned + held], "pretrain": rows[tuned + held:]}
-    for name, part in sets.items():
+    for name, part in (("fine-tune", tuned), ("held-out", others[:held]), ("pretrain", others[held:])):
         write(os.path.join(options.out, name + ".jsonl"), part)
-        mean = sum(FRAME_TOKENS + len(q) + len(g) for q, g in part) / len(part)
-        print(f"{name}: {len(part)} definitions, {mean:.1f} tokens each")
+        print(f"{name}: {len(part)} definitions, {sum(map(tokens, part)) / len(part):.1f} tokens each")
 
 
 if __name__ == "__main__":
