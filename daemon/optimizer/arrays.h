@@ -35,5 +35,4 @@ void arrays_zero(struct device *device, const struct policy *policy, enum state_
 
 /* The view whose element 0 is element `offset` of the unit's flat range; offset is a multiple of
  * STATE_ALIGNMENT. */
-struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PART_COUNT][2],
-                              int64_t offset);
+struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PART_COUNT][2], int64_t offset);

@@ -5,6 +5,7 @@
 
 #include "arrays.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -95,15 +96,16 @@ void optimizer_convert_cancel(struct optimizer *optimizer, struct optimizer_conv
 
 /* ---- what was lost ---- */
 
-/* Significand bits from the first to the last one set; 0 for zeros and what is not finite. */
-static int significand_bits(float x)
+/* How many of the 24 bits of before's significand, from the lowest, the change reaches into. */
+static int bits_reached(double before, double change)
 {
-    int exponent;
-    float mantissa = fabsf(frexpf(x, &exponent));
-    if (!isfinite(x) || x == 0.0f)
-        return 0;
-    uint32_t digits = (uint32_t)(mantissa * 0x1p24f);
-    return 24 - __builtin_ctz(digits);
+    if (before == 0 || !isfinite(change))
+        return FLT_MANT_DIG;
+    int value_exponent, change_exponent;
+    frexp(before, &value_exponent);
+    frexp(change, &change_exponent);
+    int bits = change_exponent - (value_exponent - FLT_MANT_DIG);
+    return bits < 1 ? 1 : bits > FLT_MANT_DIG ? FLT_MANT_DIG : bits;
 }
 
 static void compare(struct optimizer_loss *loss, const float *before, const float *after, int64_t n)
@@ -113,10 +115,10 @@ static void compare(struct optimizer_loss *loss, const float *before, const floa
         if (before[i] == after[i] || (isnan(before[i]) && isnan(after[i])))
             continue;
         loss->changed++;
-        double relative = fabs(((double)after[i] - (double)before[i]) / (double)before[i]);
+        double change = (double)after[i] - (double)before[i], relative = fabs(change / (double)before[i]);
         if (!(relative <= loss->largest_relative))
             loss->largest_relative = relative;
-        int dropped = significand_bits(before[i]) - significand_bits(after[i]);
+        int dropped = bits_reached((double)before[i], change);
         if (dropped > loss->bits_dropped)
             loss->bits_dropped = dropped;
     }

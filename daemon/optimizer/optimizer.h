@@ -142,7 +142,7 @@ struct optimizer_loss {
     int64_t changed;  /* values read that differ */
     double
         largest_relative; /* max |after - before| / |before| over changed values; 1 where a value became 0 */
-    int32_t bits_dropped; /* the most significand bits that a value was shortened by */
+    int32_t bits_dropped; /* of 24: how many low bits of a significand the largest change reaches into */
     int32_t reserved;
 };
 
