@@ -2,6 +2,8 @@
  * micro-batches. */
 #include "shard.h"
 
+#include "inject.h"
+
 #include <math.h>
 
 void shard_gradients_begin(struct shard *shard)
@@ -34,9 +36,12 @@ static float *sum_over_ranks(struct shard *shard, int32_t unit)
     if (shard->parts_bytes == 0)
         return leaf;
     float *sum = (float *)(shard->received + shard->parts_bytes);
-    if (shard->options.reduce == DTYPE_F32) {
+    uint64_t present = shard->present;
+    if (inject("rank-left-out") && ranks > 1)
+        present &= ~(1ull << (ranks - 1));
+    if (shard->options.reduce == DTYPE_F32 && !inject("wire-bf16")) {
         comm_exchange(shard->comm, shard->received, leaf, (size_t)n * 4);
-        k->tree_sum(q, sum, shard->received, n, n, ranks, shard->present, DTYPE_F32);
+        k->tree_sum(q, sum, shard->received, n, n, ranks, present, DTYPE_F32);
     } else { /* rounded once, as it goes on the wire: the parts' halves of the buffer hold what is sent and
                 received */
         char *sent = shard->received, *got = shard->received + shard->parts_bytes / 2;
@@ -129,7 +134,8 @@ void shard_gradients_finish(struct shard *shard)
         struct shard_unit *u = &shard->units[unit];
         void *gradient = finish_sum(shard, &u->sums[0], u->shard_elements);
         void *second = finish_sum(shard, &u->sums[1], u->shard_elements);
-        if (second) { /* a tied head's use of the embedding, through fp32 whatever it was accumulated in */
+        if (second && !inject("tied-use-dropped")) { /* a tied head's use of the embedding, through fp32
+                                                        whatever it was accumulated in */
             float *wide = second;
             if (shard->options.accumulate != DTYPE_F32) {
                 wide = shard_leaf(shard, unit);
@@ -169,6 +175,8 @@ double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *b
             double before = sum;
             for (int64_t b = 0; b < blocks; b++)
                 sum += all[blocks * r + b];
+            if (inject("norm-counts-twice") && unit == 0)
+                sum += all[blocks * r];
             if (isfinite(before) && !isfinite(sum))
                 find_bad(shard, all + blocks * r, blocks, r, unit, bad_rank, bad_tensor);
         }

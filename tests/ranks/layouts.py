@@ -2,9 +2,10 @@
 """Layouts agree: the same few steps on 1, 2, 4, 8 ranks, compared tensor by tensor. A line a case, as cmocka
 writes them.
 
-    layouts.py RANKS_TRAIN [NAME…]
+    layouts.py RANKS_TRAIN [--hooks] [NAME…]
 """
 import array
+import math
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import sys
 import tempfile
 
 PROGRAM = os.path.abspath(sys.argv[1])
+HOOKS = "--hooks" in sys.argv
+NAMES = [word for word in sys.argv[2:] if word != "--hooks"]
 FOLDER = tempfile.mkdtemp(prefix="ranks-")
 CONFIG = {"tied": "true", "untied": "false"}
 RANKS = (2, 4, 8)
@@ -40,16 +43,26 @@ def launch(ranks, arguments):
         raise RuntimeError(f"{ranks} ranks, {arguments}: exit {done.returncode}\n{done.stderr[-2000:]}")
 
 
+class Skipped(Exception):
+    pass
+
+
+def needs_hooks():
+    if not HOOKS:
+        raise Skipped("this build has no test hooks")
+
+
 class Result:
     def __init__(self, out):
-        self.tensors, self.steps = [], []
+        self.tensors, self.steps, self.labelled = [], [], 0
         with open(f"{out}/steps") as file:
             for line in file:
                 words = line.split()
                 if words[0] == "tensor":
                     self.tensors.append((words[1], int(words[2])))
                 else:
-                    self.steps.append(tuple(float.fromhex(w) for w in words[2:]))
+                    self.steps.append(tuple(float.fromhex(w) for w in words[2:6]))
+                    self.labelled = self.labelled or int(words[6])
         self.weights = self.read(f"{out}/weights")
         self.gradient = self.read(f"{out}/gradient")
 
@@ -80,8 +93,16 @@ def run(name, ranks, lanes=0, recompute=0, threads=1, policy="fp32-master+comput
     return Result(out)
 
 
+def norm_recomputed(result):
+    """The reported norm against the gathered gradient of the same run, in double: catches what is counted twice."""
+    squares = math.fsum(float(g) * float(g) for name, _ in result.tensors for g in result.gradient[name])
+    norm = math.sqrt(squares) / result.labelled
+    assert abs(norm - result.steps[0][1]) <= 1e-12 * norm, f"norm {result.steps[0][1]}, recomputed {norm}"
+
+
 def near(one, other):
     """Loss and every gradient tensor to 1e-5 of its largest element; the norm to 1e-6."""
+    norm_recomputed(other)
     for (loss, norm, *_), (loss2, norm2, *_) in list(zip(one.steps, other.steps))[:1]:
         assert abs(loss - loss2) <= 1e-6 * abs(loss), f"loss {loss} against {loss2}"
         assert abs(norm - norm2) <= 1e-6 * norm, f"norm {norm} against {norm2}"
@@ -163,7 +184,37 @@ def accumulate_bf16():
 
 
 def guarded():
+    needs_hooks()
     same(run("open", 2), run("guarded", 2, device="guarded"))
+
+
+# Each bug, injected in builds with test hooks, and the case that must catch it.
+INJECTED = {"rank-left-out": "d_agree_tied", "tied-use-dropped": "d_agree_tied", "wire-bf16": "d_agree_untied",
+            "norm-counts-twice": "d_agree_tied", "leaves-misnumbered": "lanes_equal_bits_fp32_batch_above_L"}
+
+
+def caught(bug):
+    """One rank without the bug against two with it."""
+    tied = "tied" if INJECTED[bug] != "d_agree_untied" else "untied"
+    lanes_, policy = (8, "fp32-master+compute=fp32") if "lanes" in INJECTED[bug] else (0, "fp32-master+compute=fp32")
+    compare = same if lanes_ else near
+    one = run(f"right-{bug}", 1, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy)
+    os.environ["TRAINERD_INJECT"] = bug
+    try:
+        wrong = run(f"wrong-{bug}", 2, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy)
+    finally:
+        del os.environ["TRAINERD_INJECT"]
+    try:
+        compare(one, wrong)
+    except AssertionError:
+        return
+    raise AssertionError(f"the injected bug {bug} was not caught")
+
+
+def injected():
+    needs_hooks()
+    for bug in INJECTED:
+        caught(bug)
 
 
 TESTS = {"d_agree_tied": lambda: plain("tied"),
@@ -178,22 +229,24 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,
          "accumulate_bf16_trains": accumulate_bf16,
-         "guarded_device_two_ranks": guarded}
+         "guarded_device_two_ranks": guarded,
+         "injected_bugs_are_caught": injected}
 
 
 def main():
     failed = []
     subprocess.run([PROGRAM, "data", f"{FOLDER}/data"], check=True, timeout=60)
     for name, test in TESTS.items():
-        if len(sys.argv) > 2 and not any(part in name for part in sys.argv[2:]):
+        if NAMES and not any(part in name for part in NAMES):
             continue
         outcome, reason = "      OK", ""
         try:
             test()
+        except Skipped:
+            outcome = " SKIPPED"
         except (AssertionError, RuntimeError, subprocess.TimeoutExpired, OSError) as error:
-            skipped = "exit 77" in str(error)
-            outcome, reason = " SKIPPED" if skipped else "  FAILED", "" if skipped else str(error)
-            failed += [] if skipped else [name]
+            outcome, reason = "  FAILED", str(error)
+            failed.append(name)
         print(f"[ {outcome} ] {name}\n{reason}", end="" if not reason else "\n", flush=True)
     if failed:
         print(f"files are in {FOLDER}")

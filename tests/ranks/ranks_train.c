@@ -1,12 +1,13 @@
-/* A few steps of the real engine without its socket, for the comparison of layouts: every rank calls the same commands,
- * then the whole gradient of the first step and the whole weights after the last go to files that the driver
- * (layouts.py) compares tensor by tensor.
+/* A few steps of the real engine without its socket, for the comparison of layouts: every rank calls the same
+ * commands, then the whole gradient of the first step and the whole weights after the last go to files that
+ * the driver (layouts.py) compares tensor by tensor.
  *
  *     ranks_train data DIR                           makes the dataset (rows of many lengths)
  *     ranks_train train OUT DEVICE LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT]
  *     ranks_train resume OUT DEVICE LANES RECOMPUTE THREADS CHECKPOINT
  *
- * STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and norm in hexadecimal floating point. */
+ * STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and norm in hexadecimal floating
+ * point. */
 #include "comm.h"
 #include "dataset_writer.h"
 #include "engine.h"
@@ -70,10 +71,10 @@ static void dump(struct engine *engine, const char *folder, const char *name, bo
             size_t bytes = (size_t)s->elements * sizeof(float);
             float *host = malloc(bytes), *values = device_allocate(engine->device, bytes);
             if (gradient)
-                engine->device->kernels->cast(
-                    engine->device->queue, values,
-                    (const char *)engine->body.shard.gradients[u] + (size_t)s->offset * dtype_bytes(accumulate),
-                    s->elements, DTYPE_F32, accumulate);
+                engine->device->kernels->cast(engine->device->queue, values,
+                                              (const char *)engine->body.shard.gradients[u] +
+                                                  (size_t)s->offset * dtype_bytes(accumulate),
+                                              s->elements, DTYPE_F32, accumulate);
             else
                 optimizer_get(o, u, i, STATE_W, 0, s->elements, values);
             device_copy_out(engine->device, host, values, bytes);
@@ -136,7 +137,8 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
     struct err err = ERR_INIT;
     bool first = true;
     FILE *steps = NULL;
-    if (engine->comm->rank == 0 && (!file_join(path, sizeof path, out, "steps", &err) || !(steps = fopen(path, "we"))))
+    if (engine->comm->rank == 0 &&
+        (!file_join(path, sizeof path, out, "steps", &err) || !(steps = fopen(path, "we"))))
         fail(&err);
     if (steps)
         describe(engine, steps);
@@ -147,8 +149,9 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
             dump(engine, out, "gradient", true);
         first = false;
         if (steps)
-            fprintf(steps, "step %lld %a %a %a %a\n", (long long)engine->last.step, engine->last.loss,
-                    engine->last.grad_norm, engine->last.update_quality, engine->last.lr);
+            fprintf(steps, "step %lld %a %a %a %a %lld\n", (long long)engine->last.step, engine->last.loss,
+                    engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
+                    (long long)engine->last.labelled_tokens);
         if (stop_at && engine->last.step == stop_at) {
             struct command_result result = {0};
             if (!engine_save(engine, "stopped", false, &result, &err))
@@ -185,7 +188,7 @@ int main(int argc, char **argv)
         fail(&err);
     if (device_open(&device, argv[3], atoi(argv[6]), why, sizeof why) != 0) {
         fprintf(stderr, "ranks_train: %s\n", why);
-        return 77; /* meson's word for skipped */
+        return 1;
     }
     comm_set_device(&comm, &device);
     if (!engine_init(&engine, &options, &comm, &device, NULL, &err))
