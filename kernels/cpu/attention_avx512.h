@@ -64,32 +64,37 @@ INLINE __m512i widen_pattern(__m256i bf16)
     return _mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16);
 }
 
-/* 16 elements as fp32. */
-INLINE __m512 load_values(const struct rows *from, int64_t row, int64_t e)
+/* 16 elements as fp32, from element e of the row at `at`. */
+INLINE __m512 load_values(const char *at, int64_t e, __mmask16 mask, enum dtype dtype)
 {
-    if (row >= from->count)
-        return _mm512_setzero_ps();
-    __mmask16 mask = (__mmask16)lanes_mask(from->n, e, 16);
-    const char *at = from->at + row * from->stride_bytes;
-    if (from->dtype == DTYPE_F32)
+    if (dtype == DTYPE_F32)
         return _mm512_maskz_loadu_ps(mask, (const float *)at + e);
     return _mm512_castsi512_ps(widen_pattern(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)at + e)));
 }
 
-/* 16 words along the row. */
-INLINE __m512i load_words(const struct rows *from, int64_t row, int64_t word)
+/* 16 words; the mask says which elements there are. */
+INLINE __m512i load_words(const char *at, int64_t word, uint32_t mask, enum dtype dtype)
 {
 #if ATTENTION_BF16
-    if (row >= from->count)
-        return _mm512_setzero_si512();
-    const char *at = from->at + row * from->stride_bytes;
-    return _mm512_maskz_loadu_epi16(lanes_mask(from->n, 2 * word, 32), (const uint16_t *)at + 2 * word);
+    (void)dtype;
+    return _mm512_maskz_loadu_epi16(mask, (const uint16_t *)at + 2 * word);
 #else
-    return _mm512_castps_si512(load_values(from, row, word));
+    return _mm512_castps_si512(load_values(at, word, (__mmask16)mask, dtype));
 #endif
 }
 
-/* 16 bf16 as bf16.h rounds them; the processor's own conversion, which makes denormals zero, is for operands only. */
+INLINE uint32_t words_mask(const struct rows *from, int64_t word)
+{
+    return lanes_mask(from->n, word * WORD, GROUP * WORD);
+}
+
+INLINE const char *row_at(const struct rows *from, int64_t row)
+{
+    return from->at + row * from->stride_bytes;
+}
+
+/* 16 bf16 as bf16.h rounds them; the processor's own conversion, which makes denormals zero, is for operands
+ * only. */
 INLINE __m256i round_bf16(__m512 x)
 {
     __m512i bits = _mm512_castps_si512(x);
@@ -101,7 +106,7 @@ INLINE __m256i round_bf16(__m512 x)
 }
 
 /* One row of n elements, fp32 times factor, rounded once to dtype. */
-static void store_row(char *to, const float *from, float factor, int64_t n, enum dtype dtype)
+INLINE void store_row(char *to, const float *from, float factor, int64_t n, enum dtype dtype)
 {
     __m512 f = _mm512_set1_ps(factor);
     for (int64_t e = 0; e < n; e += 16) {
@@ -109,6 +114,8 @@ static void store_row(char *to, const float *from, float factor, int64_t n, enum
         __m512 x = _mm512_mul_ps(f, _mm512_loadu_ps(from + e));
         if (dtype == DTYPE_F32)
             _mm512_mask_storeu_ps((float *)to + e, mask, x);
+        else if (e + 16 <= n)
+            _mm256_storeu_si256((__m256i *)((uint16_t *)to + e), round_bf16(x));
         else
             _mm256_mask_storeu_epi16((uint16_t *)to + e, mask, round_bf16(x));
     }
@@ -117,24 +124,40 @@ static void store_row(char *to, const float *from, float factor, int64_t n, enum
 /* to[n][width]: rows first … first+n-1. width is a multiple of 16 that holds a row's words. */
 static void pack_rows(uint32_t *to, int64_t width, const struct rows *from, int64_t first, int64_t n)
 {
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t w = 0; w < width; w += 16)
-            _mm512_storeu_si512(to + r * width + w, load_words(from, first + r, w));
+    int64_t filled = at_least(at_most(from->count - first, n), 0);
+    for (int64_t w = 0; w < width; w += 16) {
+        uint32_t mask = words_mask(from, w);
+        for (int64_t r = 0; r < filled; r++)
+            _mm512_storeu_si512(to + r * width + w,
+                                load_words(row_at(from, first + r), w, mask, from->dtype));
+        for (int64_t r = filled; r < n; r++)
+            _mm512_storeu_si512(to + r * width + w, _mm512_setzero_si512());
+    }
+}
+
+/* 16 words, each of two rows' elements; second may lie outside. */
+INLINE __m512i load_pair(const struct rows *from, int64_t row, int64_t e, __mmask16 mask)
+{
+    __m512i word = _mm512_castps_si512(load_values(row_at(from, row), e, mask, from->dtype));
+    if (WORD == 1)
+        return word;
+    __mmask16 second = row + 1 < from->count ? mask : 0;
+    __m512 upper = load_values(row_at(from, row + 1), e, second, from->dtype);
+    return _mm512_or_si512(_mm512_srli_epi32(word, 16), _mm512_castps_si512(upper));
 }
 
 /* to[n/WORD][lanes]: word r holds rows first+WORD*r …; lanes is a multiple of 16 that holds a row's elements.
  */
 static void pack_pairs(uint32_t *to, int64_t lanes, const struct rows *from, int64_t first, int64_t n)
 {
-    for (int64_t r = 0; r < n; r += WORD)
-        for (int64_t e = 0; e < lanes; e += 16) {
-            __m512i word = _mm512_castps_si512(load_values(from, first + r, e));
-            if (WORD == 2) {
-                __m512i second = _mm512_castps_si512(load_values(from, first + r + 1, e));
-                word = _mm512_or_si512(_mm512_srli_epi32(word, 16), second);
-            }
-            _mm512_storeu_si512(to + r / WORD * lanes + e, word);
-        }
+    int64_t filled = at_least(at_most(from->count - first, n), 0);
+    for (int64_t e = 0; e < lanes; e += 16) {
+        __mmask16 mask = (__mmask16)lanes_mask(from->n, e, 16);
+        for (int64_t r = 0; r < filled; r += WORD)
+            _mm512_storeu_si512(to + r / WORD * lanes + e, load_pair(from, first + r, e, mask));
+        for (int64_t r = round_up(filled, WORD); r < n; r += WORD)
+            _mm512_storeu_si512(to + r / WORD * lanes + e, _mm512_setzero_si512());
+    }
 }
 
 /* x[r] lane c becomes x[c] lane r. */
@@ -173,8 +196,13 @@ static void pack_transposed(uint32_t *to, int64_t width, const struct rows *from
 {
     for (int64_t r = 0; r < n; r += 16)
         for (int64_t w = 0; w < depth; w += 16) {
+            uint32_t mask = words_mask(from, w);
             __m512i x[16];
-            UNROLL for (int i = 0; i < 16; i++) x[i] = load_words(from, first + r + i, w);
+            UNROLL for (int i = 0; i < 16; i++)
+            {
+                uint32_t there = first + r + i < from->count ? mask : 0;
+                x[i] = load_words(row_at(from, first + r + i), w, there, from->dtype);
+            }
             transpose16(x);
             int64_t left = at_most(depth - w, 16);
             for (int64_t i = 0; i < left; i++)
@@ -313,11 +341,11 @@ INLINE __m512i interleave_pair(__m512i both)
     return _mm512_permutexvar_epi16(order, both);
 }
 
-/* Scratch is carved from one block, in 64-byte lines; carving from NULL measures. */
-INLINE void *carve(char **at, int64_t bytes)
+/* Scratch is carved from one block, in 64-byte lines; carving from address 0 measures. */
+INLINE void *carve(uintptr_t *at, int64_t bytes)
 {
-    char *piece = *at;
-    *at = piece + round_up(bytes, 64);
+    void *piece = (void *)*at;
+    *at += (uintptr_t)round_up(bytes, 64);
     return piece;
 }
 

@@ -20,7 +20,7 @@ struct backward {
     const float *lse;
     enum dtype dtype;
     int64_t lanes, width, depth; /* as in struct forward */
-    char *rooms;                 /* in scratch: one struct backward_room a thread */
+    uintptr_t rooms;             /* in scratch: one struct backward_room a thread */
     int64_t room_bytes;
 };
 
@@ -36,7 +36,7 @@ struct backward_room {
     float *dq;                          /* [B_QUERIES][lanes] */
 };
 
-static char *backward_room(struct backward_room *room, char *at, const struct backward *b)
+static uintptr_t backward_room(struct backward_room *room, uintptr_t at, const struct backward *b)
 {
     int64_t longest = round_up(b->shape->longest, GROUP), lanes = b->lanes;
     *room = (struct backward_room){
@@ -64,15 +64,15 @@ static int backward_threads(const struct attention_shape *shape, int threads)
     return (int)at_least(at_most(threads, shape->sequences * shape->kv_heads), 1);
 }
 
-static char *backward_layout(struct backward *b, char *at, int threads)
+static uintptr_t backward_layout(struct backward *b, uintptr_t at, int threads)
 {
     b->lanes = round_up(b->shape->head_dim, GROUP);
     b->depth = round_up(b->shape->head_dim, WORD) / WORD;
     b->width = round_up(b->depth, 16);
-    b->rooms = (char *)round_up((int64_t)(uintptr_t)at, 64);
+    b->rooms = (at + 63) / 64 * 64;
     struct backward_room room;
-    b->room_bytes = backward_room(&room, NULL, b) - (char *)NULL;
-    return b->rooms + threads * b->room_bytes;
+    b->room_bytes = (int64_t)backward_room(&room, 0, b);
+    return b->rooms + (uintptr_t)(threads * b->room_bytes);
 }
 
 /* p and ds of one register tile: keys key … against queries 16v …; diagonal as in score_tile. Rows come in
@@ -213,13 +213,19 @@ static void backward_pack_scalars(const struct backward *b, const struct backwar
                                   const struct rows *dout, const struct rows *out, const float *lse,
                                   int64_t query0, int64_t padded)
 {
-    for (int64_t i = 0; i < padded; i++) {
+    int64_t filled = at_most(dout->count - query0, padded);
+    for (int64_t i = 0; i < filled; i++) {
+        const char *x = row_at(dout, query0 + i), *y = row_at(out, query0 + i);
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t e = 0; e < b->lanes; e += 16)
-            sum = _mm512_fmadd_ps(load_values(dout, query0 + i, e), load_values(out, query0 + i, e), sum);
+        for (int64_t e = 0; e < b->lanes; e += 16) {
+            __mmask16 mask = (__mmask16)lanes_mask(dout->n, e, 16);
+            sum = _mm512_fmadd_ps(load_values(x, e, mask, b->dtype), load_values(y, e, mask, b->dtype), sum);
+        }
         room->mean[i] = _mm512_reduce_add_ps(sum);
-        room->lse[i] = query0 + i < dout->count ? lse[(query0 + i) * b->shape->q_heads] * LOG2_E : -MASKED;
+        room->lse[i] = lse[(query0 + i) * b->shape->q_heads] * LOG2_E;
     }
+    for (int64_t i = filled; i < padded; i++)
+        room->mean[i] = 0, room->lse[i] = -MASKED;
 }
 
 static void backward_queries(const struct backward *b, const struct backward_room *room, int64_t s,
@@ -265,15 +271,15 @@ static void backward_task(const struct backward *b, const struct backward_room *
     }
 }
 
-static void backward_run(struct backward *b, char *scratch, int threads)
+static void backward_run(struct backward *b, void *scratch, int threads)
 {
     const struct attention_shape *s = b->shape;
-    backward_layout(b, scratch, threads);
+    backward_layout(b, (uintptr_t)scratch, threads);
     int64_t kv_heads = s->kv_heads, pairs = s->sequences * kv_heads;
 #pragma omp parallel num_threads(threads)
     {
         struct backward_room room;
-        backward_room(&room, b->rooms + omp_get_thread_num() * b->room_bytes, b);
+        backward_room(&room, b->rooms + (uintptr_t)(omp_get_thread_num() * b->room_bytes), b);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < pairs; i++)
             backward_task(b, &room, i / kv_heads, i % kv_heads);

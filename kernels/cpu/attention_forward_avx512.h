@@ -29,7 +29,7 @@ struct forward {
     int32_t *block_sequence; /* [blocks] of queries, over all sequences, in order */
     int32_t *block_first;    /* [blocks] first query within its sequence */
     int64_t blocks;
-    char *rooms; /* one struct forward_room a thread */
+    uintptr_t rooms; /* one struct forward_room a thread */
     int64_t room_bytes;
 };
 
@@ -43,7 +43,7 @@ struct forward_room {
     float *before;         /* [F_QUERIES] the maximum before this block, then the factor for `sum` */
 };
 
-static char *forward_room(struct forward_room *room, char *at, int64_t lanes, int64_t depth)
+static uintptr_t forward_room(struct forward_room *room, uintptr_t at, int64_t lanes, int64_t depth)
 {
     *room = (struct forward_room){
         .query = carve(&at, depth * F_QUERIES * 4),
@@ -58,7 +58,7 @@ static char *forward_room(struct forward_room *room, char *at, int64_t lanes, in
 }
 
 /* Lays the scratch out from `at`; returns its end. */
-static char *forward_layout(struct forward *f, char *at, int threads)
+static uintptr_t forward_layout(struct forward *f, uintptr_t at, int threads)
 {
     const struct attention_shape *s = f->shape;
     f->lanes = round_up(s->head_dim, GROUP);
@@ -66,15 +66,15 @@ static char *forward_layout(struct forward *f, char *at, int threads)
     f->width = round_up(f->depth, 16);
     f->packed_rows = round_up(s->tokens + (GROUP - 1) * s->sequences, GROUP);
     int64_t blocks_max = s->tokens / F_QUERIES + s->sequences;
-    at = (char *)round_up((int64_t)(uintptr_t)at, 64);
+    at = (at + 63) / 64 * 64;
     f->keys = carve(&at, s->kv_heads * f->packed_rows * f->width * 4);
     f->values = carve(&at, s->kv_heads * f->packed_rows / WORD * f->lanes * 4);
     f->block_sequence = carve(&at, blocks_max * 4);
     f->block_first = carve(&at, blocks_max * 4);
     struct forward_room room;
     f->rooms = at;
-    f->room_bytes = forward_room(&room, NULL, f->lanes, f->depth) - (char *)NULL;
-    return at + threads * f->room_bytes;
+    f->room_bytes = (int64_t)forward_room(&room, 0, f->lanes, f->depth);
+    return at + (uintptr_t)(threads * f->room_bytes);
 }
 
 static void forward_list_blocks(struct forward *f)
@@ -101,10 +101,24 @@ static struct rows head_rows(const void *tensor, const struct attention_shape *s
     };
 }
 
-/* Packs the keys and values that lie in one query block's place, for one key/value head. */
-static void forward_pack(const struct forward *f, int64_t block, int64_t kv)
+/* Task i of all (query block, head) pairs: sequence by sequence, in it head by head (whose keys then stay in
+ * cache), the blocks with most keys first. */
+struct task {
+    int64_t block, head;
+};
+
+static struct task forward_task_of(const struct forward *f, int64_t i, int64_t heads)
 {
-    int64_t s = f->block_sequence[block], first = f->block_first[block];
+    int64_t block = i / heads, s = f->block_sequence[block];
+    int64_t first = block - f->block_first[block] / F_QUERIES;
+    int64_t blocks = (f->starts[s + 1] - f->starts[s] + F_QUERIES - 1) / F_QUERIES, rest = i - first * heads;
+    return (struct task){first + blocks - 1 - rest % blocks, rest / blocks};
+}
+
+/* Packs the keys and values that lie in one query block's place, for one key/value head. */
+static void forward_pack(const struct forward *f, struct task task)
+{
+    int64_t s = f->block_sequence[task.block], first = f->block_first[task.block], kv = task.head;
     struct rows k = head_rows(f->ks, f->shape, f->starts, s, kv, f->shape->kv_heads, f->dtype);
     struct rows v = head_rows(f->vs, f->shape, f->starts, s, kv, f->shape->kv_heads, f->dtype);
     int64_t n = at_most(round_up(k.count, GROUP) - first, F_QUERIES);
@@ -244,10 +258,9 @@ static void forward_store(const struct forward *f, const struct forward_room *ro
     }
 }
 
-static void forward_task(const struct forward *f, const struct forward_room *room, int64_t block,
-                         int64_t head)
+static void forward_task(const struct forward *f, const struct forward_room *room, struct task task)
 {
-    int64_t s = f->block_sequence[block], query0 = f->block_first[block];
+    int64_t s = f->block_sequence[task.block], query0 = f->block_first[task.block], head = task.head;
     struct rows q = head_rows(f->qs, f->shape, f->starts, s, head, f->shape->q_heads, f->dtype);
     int64_t n = at_most(q.count - query0, F_QUERIES), padded = round_up(n, GROUP);
     pack_transposed(room->query, F_QUERIES, &q, query0, padded, f->depth);
@@ -269,22 +282,22 @@ static void zero_padding(void *tensor, const struct attention_shape *shape, cons
     memset((char *)tensor + end * row_bytes, 0, (size_t)((shape->tokens - end) * row_bytes));
 }
 
-/* Threads take tasks as they come free: whole heads in order, in each the blocks with most keys first. */
-static void forward_run(struct forward *f, char *scratch, int threads)
+/* Threads take tasks as they come free. */
+static void forward_run(struct forward *f, void *scratch, int threads)
 {
-    forward_layout(f, scratch, threads);
+    forward_layout(f, (uintptr_t)scratch, threads);
     forward_list_blocks(f);
-    int64_t heads = f->shape->q_heads, kv_heads = f->shape->kv_heads, blocks = f->blocks;
+    int64_t heads = f->shape->q_heads, kv_heads = f->shape->kv_heads;
 #pragma omp parallel num_threads(threads)
     {
         struct forward_room room;
-        forward_room(&room, f->rooms + omp_get_thread_num() * f->room_bytes, f->lanes, f->depth);
+        forward_room(&room, f->rooms + (uintptr_t)(omp_get_thread_num() * f->room_bytes), f->lanes, f->depth);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < kv_heads * blocks; i++)
-            forward_pack(f, i % blocks, i / blocks);
+        for (int64_t i = 0; i < f->blocks * kv_heads; i++)
+            forward_pack(f, forward_task_of(f, i, kv_heads));
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < heads * blocks; i++)
-            forward_task(f, &room, blocks - 1 - i % blocks, i / blocks);
+        for (int64_t i = 0; i < f->blocks * heads; i++)
+            forward_task(f, &room, forward_task_of(f, i, heads));
     }
     int64_t element = (int64_t)dtype_bytes(f->dtype);
     zero_padding(f->out, f->shape, f->starts, heads * f->shape->head_dim * element);

@@ -28,7 +28,7 @@ size_t FAST(attention_forward_scratch)(const struct attention_shape *shape, enum
     if (is_elsewhere(dtype))
         return attention_forward_scratch_avx512(shape, dtype);
     struct forward f = {.shape = shape, .dtype = dtype};
-    return (size_t)(forward_layout(&f, NULL, threads_max()) - (char *)NULL) + 64;
+    return forward_layout(&f, 0, threads_max()) + 64;
 }
 
 void FAST(attention_forward)(struct queue *q, void *out, float *lse, const void *qs, const void *ks,
@@ -50,7 +50,7 @@ size_t FAST(attention_backward_scratch)(const struct attention_shape *shape, enu
     if (is_elsewhere(dtype))
         return attention_backward_scratch_avx512(shape, dtype);
     struct backward b = {.shape = shape, .dtype = dtype};
-    return (size_t)(backward_layout(&b, NULL, backward_threads(shape, threads_max())) - (char *)NULL) + 64;
+    return backward_layout(&b, 0, backward_threads(shape, threads_max())) + 64;
 }
 
 void FAST(attention_backward)(struct queue *q, void *dqs, void *dks, void *dvs, const void *dout,
