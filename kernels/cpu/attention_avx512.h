@@ -93,6 +93,15 @@ INLINE const char *row_at(const struct rows *from, int64_t row)
     return from->at + row * from->stride_bytes;
 }
 
+/* Asks for rows first … first+n-1 ahead: they lie far apart, where the processor does not look itself. */
+INLINE void prefetch_rows(const struct rows *rows, int64_t first, int64_t n, const bool to_write)
+{
+    int64_t end = at_most(first + n, rows->count), bytes = rows->n * (int64_t)dtype_bytes(rows->dtype);
+    for (int64_t r = at_least(first, 0); r < end; r++)
+        for (int64_t line = 0; line < bytes; line += 64)
+            __builtin_prefetch(row_at(rows, r) + line, to_write, 2);
+}
+
 /* 16 bf16 as bf16.h rounds them; the processor's own conversion, which makes denormals zero, is for operands
  * only. */
 INLINE __m256i round_bf16(__m512 x)

@@ -240,6 +240,8 @@ static void backward_queries(const struct backward *b, const struct backward_roo
     pack_transposed(room->dout, B_QUERIES, &dout, query0, padded, b->depth);
     pack_pairs(room->query_pairs, b->lanes, &q, query0, padded);
     pack_pairs(room->dout_pairs, b->lanes, &dout, query0, padded);
+    struct rows dq = head_rows(b->dqs, b->shape, b->starts, s, head, heads, b->dtype);
+    prefetch_rows(&dq, query0, B_QUERIES, true);
     backward_pack_scalars(b, room, &dout, &out, b->lse + token * heads + head, query0, padded);
     for (int64_t key0 = 0; key0 < query0 + padded; key0 += B_KEYS)
         backward_keys(b, room, query0, padded / GROUP, key0, at_most(query0 + padded - key0, B_KEYS),

@@ -266,6 +266,9 @@ static void forward_task(const struct forward *f, const struct forward_room *roo
     pack_transposed(room->query, F_QUERIES, &q, query0, padded, f->depth);
     for (int64_t i = 0; i < padded; i++)
         room->max[i] = MASKED, room->total[i] = 0;
+    struct rows out = head_rows(f->out, f->shape, f->starts, s, head, f->shape->q_heads, f->dtype);
+    prefetch_rows(&out, query0, n, true);
+    prefetch_rows(&q, query0 - F_QUERIES, F_QUERIES, false); /* most likely this thread's next */
     int64_t kv = head / (f->shape->q_heads / f->shape->kv_heads);
     int64_t from = kv * f->packed_rows + packed_start(f->starts, s);
     for (int64_t key0 = 0; key0 < query0 + padded; key0 += F_KEYS)
