@@ -111,6 +111,7 @@ void engine_take_body(struct engine *engine, struct body *body)
     engine->body = *body;
     engine->body.shard.params = &engine->body.model.params; /* the struct moved */
     engine->has_body = true;
+    engine->options.policy = body->optimizer.policy; /* the current one stays for models that bring none */
     engine->weight_version++;
     size_t tensors = (size_t)engine->body.model.params.count;
     free(engine->measures);

@@ -68,6 +68,7 @@ struct run {
     int64_t k, skipped;      /* finished updates; skipped ones */
     int32_t skips_in_a_row;
     struct data_cursor cursor;
+    char data_hash[DATASET_HASH_BYTES]; /* of the dataset it was started on */
     struct alarm alarm;
     uint8_t *still;          /* [tensors]: alarm_observe_tensors */
     FILE *events, *tensors;  /* rank 0: the run's JSONL */

@@ -14,6 +14,12 @@ bool run_open(struct engine *engine, struct run *run, const struct model *model,
     run->source = source_open(engine, recipe->data, recipe, model, true, err);
     if (!run->source)
         return false;
+    const char *hash = run->source->dataset.hash;
+    if (run->data_hash[0] && strcmp(run->data_hash, hash) != 0) {
+        err_set(err, ERR_INVALID, "the dataset %s has changed since the run began", recipe->data);
+        return err_hint(err, "put the old one back, or start a new run with `trainctl train`");
+    }
+    snprintf(run->data_hash, sizeof run->data_hash, "%s", hash);
     run->positions = run->source->loader.bounds.longest;
     if (!workspace_make(engine, &run->workspace, model, &run->source->loader.bounds, true, err))
         return false;

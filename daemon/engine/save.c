@@ -224,6 +224,16 @@ bool engine_load_checkpoint(struct engine *engine, const char *name, const char 
         return false;
     body.optimizer.t = state.t;
     body.optimizer.total_steps = state.total_steps;
+    if (strcmp(state.device, engine->device->description) != 0)
+        engine_warn(
+            engine,
+            "the checkpoint was saved on another device (%s): the run goes on, but not with the same bits",
+            state.device);
+    else if (state.lanes != engine->options.lanes && state.run.id[0])
+        engine_warn(
+            engine,
+            "the checkpoint was saved under --lanes %lld: the run goes on, but not with the same bits",
+            (long long)state.lanes);
     open_run(engine, &state.run, &body);
     if (state.run.id[0] && !fit_shard(engine, &body, state.run.workspace.groups, err)) {
         run_done(&state.run);

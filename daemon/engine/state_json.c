@@ -48,7 +48,7 @@ static json_t *run_make(const struct engine *engine)
                   (json_int_t)run->skipped, "skips_in_a_row", run->skips_in_a_row, "cursor",
                   (json_int_t)run->cursor.samples, "evaluated_at", (json_int_t)run->evaluated_at, "settings",
                   settings_make(&run->settings), "schedule", schedule_make(&run->schedule), "alarm",
-                  alarm_make(&run->alarm), "still", still, "data", run->source->dataset.hash);
+                  alarm_make(&run->alarm), "still", still, "data", run->data_hash);
     free(recipe);
     return json;
 }
@@ -56,10 +56,10 @@ static json_t *run_make(const struct engine *engine)
 json_t *state_json_make(const struct engine *engine)
 {
     const struct optimizer *o = &engine->body.optimizer;
-    return json_pack("{sI sI so so sI so}", "t", (json_int_t)o->t, "total_steps", (json_int_t)o->total_steps,
-                     "seed", json_u64(o->seed), "settings", settings_make(&engine->settings), "lanes",
-                     (json_int_t)engine->options.lanes, "run",
-                     engine->has_run ? run_make(engine) : json_null());
+    return json_pack("{sI sI so so sI ss so}", "t", (json_int_t)o->t, "total_steps",
+                     (json_int_t)o->total_steps, "seed", json_u64(o->seed), "settings",
+                     settings_make(&engine->settings), "lanes", (json_int_t)engine->options.lanes, "device",
+                     engine->device->description, "run", engine->has_run ? run_make(engine) : json_null());
 }
 
 /* jansson's unpack checks types; its sentence becomes the reason. */
@@ -115,18 +115,19 @@ static bool alarm_read(struct alarm *a, json_t *json, struct err *err)
 static bool run_read(struct run *run, json_t *json, int32_t tensors, struct err *err)
 {
     json_error_t error;
-    const char *id, *recipe;
+    const char *id, *recipe, *data;
     json_int_t steps, k, skipped, cursor, evaluated_at;
     json_t *settings, *schedule, *alarm, *still;
-    if (json_unpack_ex(json, &error, 0, "{ss ss sI sI sI si sI sI so so so so}", "id", &id, "recipe", &recipe,
-                       "steps", &steps, "k", &k, "skipped", &skipped, "skips_in_a_row", &run->skips_in_a_row,
-                       "cursor", &cursor, "evaluated_at", &evaluated_at, "settings", &settings, "schedule",
-                       &schedule, "alarm", &alarm, "still", &still) != 0)
+    if (json_unpack_ex(json, &error, 0, "{ss ss ss sI sI sI si sI sI so so so so}", "id", &id, "data", &data,
+                       "recipe", &recipe, "steps", &steps, "k", &k, "skipped", &skipped, "skips_in_a_row",
+                       &run->skips_in_a_row, "cursor", &cursor, "evaluated_at", &evaluated_at, "settings",
+                       &settings, "schedule", &schedule, "alarm", &alarm, "still", &still) != 0)
         return bad(err, &error);
     if (k < 0 || steps < 1 || skipped < 0 || cursor < 0 || strlen(id) >= sizeof run->id || id[0] == '\0' ||
         strchr(id, '/') || json_array_size(still) != (size_t)tensors)
         return err_set(err, ERR_CORRUPT, "the checkpoint's run has counters that cannot be");
     snprintf(run->id, sizeof run->id, "%s", id);
+    snprintf(run->data_hash, sizeof run->data_hash, "%s", data);
     run->steps = steps;
     run->k = k;
     run->skipped = skipped;
@@ -146,12 +147,13 @@ static bool run_read(struct run *run, json_t *json, int32_t tensors, struct err 
 bool state_json_read(struct state_read *read, const json_t *json, int32_t tensors, struct err *err)
 {
     json_error_t error;
-    const char *seed;
-    json_int_t t, total_steps;
+    const char *seed, *device;
+    json_int_t t, total_steps, lanes;
     json_t *settings, *run;
     *read = (struct state_read){0};
-    if (json_unpack_ex((json_t *)(uintptr_t)json, &error, 0, "{sI sI ss so so}", "t", &t, "total_steps",
-                       &total_steps, "seed", &seed, "settings", &settings, "run", &run) != 0)
+    if (json_unpack_ex((json_t *)(uintptr_t)json, &error, 0, "{sI sI ss ss sI so so}", "t", &t, "total_steps",
+                       &total_steps, "seed", &seed, "device", &device, "lanes", &lanes, "settings", &settings,
+                       "run", &run) != 0)
         return bad(err, &error);
     if (t < 0 || total_steps < t)
         return err_set(err, ERR_CORRUPT, "the checkpoint's counters cannot be: t %lld, total_steps %lld",
@@ -159,6 +161,8 @@ bool state_json_read(struct state_read *read, const json_t *json, int32_t tensor
     read->t = t;
     read->total_steps = total_steps;
     read->seed = strtoull(seed, NULL, 10);
+    read->lanes = lanes;
+    snprintf(read->device, sizeof read->device, "%s", device);
     return settings_read(&read->settings, settings, err) &&
            (json_is_null(run) || run_read(&read->run, run, tensors, err));
 }

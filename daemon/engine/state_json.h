@@ -12,6 +12,8 @@ struct json_t *state_json_make(const struct engine *engine); /* a new reference;
 struct state_read {
     int64_t t, total_steps;
     uint64_t seed;
+    int64_t lanes;    /* of the daemon that saved it, and … */
+    char device[128]; /* … its device's description: another one means other bits */
     struct optimizer_settings settings;
     struct run run;
 };

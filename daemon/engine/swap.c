@@ -88,6 +88,7 @@ void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss
         body->shard = swap->shard;
     }
     body->model.compute = swap->policy.compute;
+    engine->options.policy = swap->policy; /* what the next model starts with */
     shard_weights_changed(&body->shard);
     if (swap->replans) {
         workspace_done(&engine->run.workspace);

@@ -95,21 +95,31 @@ static bool check_fit(const struct data_source *source, const struct model_confi
     return true;
 }
 
+#define EVALUATION_BATCH  256  /* sequences, and … */
+#define EVALUATION_TOKENS 4096 /* … tokens a micro-batch: evaluation packs, whatever the recipe does */
+
 struct data_source *source_open(struct engine *engine, const char *folder, const struct recipe *recipe,
                                 const struct model *model, bool training, struct err *err)
 {
     struct data_source *source = calloc(1, sizeof *source);
     INVARIANT(source != NULL);
-    struct order_options order = {.cutoff = recipe->cutoff,
-                                  .global_batch = recipe->global_batch,
-                                  .drop_last = training && recipe->drop_last};
-    order.shuffled = training && recipe_is_shuffled(recipe, &order.seed);
+    struct order_options order = {.cutoff = recipe->cutoff, .global_batch = EVALUATION_BATCH};
     struct loader_options loader = {
-        .lanes = engine_lanes(engine), .micro_batch = recipe->micro_batch, .max_tokens = recipe->max_tokens};
+        .lanes = engine_lanes(engine), .micro_batch = -1, .max_tokens = EVALUATION_TOKENS};
+    if (training) {
+        order.global_batch = recipe->global_batch;
+        order.drop_last = recipe->drop_last;
+        order.shuffled = recipe_is_shuffled(recipe, &order.seed);
+        loader.micro_batch = recipe->micro_batch;
+        loader.max_tokens = recipe->max_tokens;
+    }
     if (dataset_open(&source->dataset, folder, err) &&
         order_init(&source->order, &source->dataset, &order, err) &&
-        check_fit(source, &model->config, folder, err))
+        check_fit(source, &model->config, folder, err)) {
+        if (!training && source->order.longest > loader.max_tokens)
+            loader.max_tokens = source->order.longest;
         err_keeps(loader_init(&source->loader, &source->dataset, &source->order, &loader, err));
+    }
     if (comm_agree(engine->comm, err))
         return source;
     source_free(source);
