@@ -8,25 +8,26 @@
 
 #include "bf16.h"
 
+#include <math.h>
+
 KERNEL_FN float exp_float(float x)
 {
     x = x > 90.0f ? 90.0f : x; /* in this form a NaN passes */
     x = x < -110.0f ? -110.0f : x;
     const float magic =
         12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold */
-    float shifted = x * 1.44269504088896341f + magic;
+    float shifted = fmaf(x, 1.44269504088896341f, magic);
     float k = shifted - magic;
-    float r = x - k * 0.693359375f;      /* exact: ln2 to 9 bits, times k of at most 8 */
-    r = r + k * 2.12194440054690583e-4f; /* the rest of ln2, negated */
-    /* e^r - 1 - r - r^2/2 = r^3 (1/6 + r/24 + …), coefficients fitted on |r| <= ln2/2 */
+    float r = fmaf(k, -0.693147182464599609375f, x);
+    r = fmaf(k, 1.904654323148236017e-9f, r); /* the rest of ln2 */
+    /* e^r - 1 - r = r^2 (1/2 + r/6 + …), coefficients fitted on |r| <= ln2/2 */
     float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r;
-    p = p + 1.0f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p, r * r, r) + 1.0f;
     uint32_t power = float_bits(shifted) - float_bits(magic); /* k, as two's complement */
     uint32_t half = (uint32_t)((int32_t)power >> 1);
     return p * float_from_bits((half + 127u) << 23) * float_from_bits((power - half + 127u) << 23);

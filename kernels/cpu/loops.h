@@ -48,10 +48,12 @@ enum { LANES = 16 };
 
 LEAF float lanes_fold(float lane[LANES])
 {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            lane[j] += lane[j + half];
-    return lane[0];
+    float a[8], b[4]; /* written out: compilers keep it in registers */
+    for (int j = 0; j < 8; j++)
+        a[j] = lane[j] + lane[j + 8];
+    for (int j = 0; j < 4; j++)
+        b[j] = a[j] + a[j + 4];
+    return (b[0] + b[2]) + (b[1] + b[3]);
 }
 
 /* Threads take whole ranges of elements, so that bits do not depend on their number. */
