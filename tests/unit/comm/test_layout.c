@@ -1,0 +1,48 @@
+/* Layouts in any order of letters; nonsense is refused with what would be right. */
+#include "check.h"
+
+#include "layout.h"
+
+#include <string.h>
+
+static void reads_any_order(void **state)
+{
+    (void)state;
+    static const char *const same[] = {"", "d8", "d8t1p1c1", "c1p1t1d8", "t1d8"};
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        struct layout layout = {0};
+        struct err err = ERR_INIT;
+        char text[64];
+        assert_true(layout_parse(&layout, same[i], 8, &err));
+        layout_print(&layout, text, sizeof text);
+        assert_string_equal(text, "d8t1p1c1");
+    }
+}
+
+static void refuses(const char *text, int ranks, enum err_code code, const char *hint)
+{
+    struct layout layout = {.d = 77};
+    struct err err = ERR_INIT;
+    assert_false(layout_parse(&layout, text, ranks, &err));
+    assert_int_equal(err.code, code);
+    assert_non_null(strstr(err.hint, hint));
+    assert_int_equal(layout.d, 77); /* outputs only on success */
+}
+
+static void refuses_nonsense(void **state)
+{
+    (void)state;
+    refuses("d2d4", 8, ERR_INVALID, "d8t1p1c1");
+    refuses("x8", 8, ERR_INVALID, "d8t1p1c1");
+    refuses("d0", 8, ERR_INVALID, "d8t1p1c1");
+    refuses("d-8", 8, ERR_INVALID, "d8t1p1c1");
+    refuses("d99999999999", 8, ERR_INVALID, "d8t1p1c1");
+    refuses("d4", 8, ERR_INVALID, "-n 4");
+    refuses("d4t2", 8, ERR_UNSUPPORTED, "d8");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_any_order), cmocka_unit_test(refuses_nonsense)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
