@@ -302,7 +302,8 @@ static void sum_run(const struct sum *s)
     };
     for (int64_t v = 0; v < s->vectors; v += TILE_VECTORS)
         for (int64_t g = 0; g < s->groups; g++)
-            group_of[at_most(s->vectors - v, TILE_VECTORS)](s, g, v);
+            if (s->spans[g].lo < s->spans[g].hi || s->fresh || s->factor)
+                group_of[at_most(s->vectors - v, TILE_VECTORS)](s, g, v);
 }
 
 /* 2^x for x <= 0 (or a little more): a polynomial on the fraction, then the exponent; below 2^-149 it is 0.

@@ -1,14 +1,22 @@
 /* Fast attention, backward: one pass over the blocks of (queries x keys) makes all three gradients (five
- * products; Dao et al. 2022, 2023). A task is one (sequence, key/value head) with all query heads that read
- * it, so every sum has one owner and one order: query blocks ascending, within them query heads, then key
- * blocks. Its keys, values and the fp32 sums dk and dv stay in the thread's room; queries are packed a block
- * at a time. Probabilities p and ds are fp32, rounded to bf16 (bf16 tensors) as operands. With p = exp(scale
- * qk - lse), mean = <dout, out>: dv = p' dout,  ds = p (dout v' - mean),  dq = scale ds k,  dk = scale ds' q.
- */
+ * products; Dao et al. 2022, 2023). With p = exp(scale qk - lse) and mean = <dout, out>: dv = p' dout,  ds =
+ * p (dout v' - mean),  dq = scale ds k,  dk = scale ds' q. p and ds are fp32, rounded to bf16 (bf16 tensors)
+ * as operands.
+ *
+ * A pair is one (sequence, key/value head); its keys and values are packed once, its dk and dv summed in
+ * fp32. A turn is one block of queries of one query head against all of its keys; it owns its dq. Turns of a
+ * pair add to dk and dv in one order: query blocks ascending, within them query heads, within them key
+ * blocks. So the bits do not depend on who takes the turns:
+ *  - where there are pairs enough, a thread takes all turns of a pair;
+ *  - else threads share pairs: turns are handed out in order, and each adds to a key block after the turn
+ * before it. */
 #pragma once
 
 #include "attention_avx512.h"
 #include "attention_forward_avx512.h"
+
+#include <sched.h>
+#include <stdatomic.h>
 
 enum { B_QUERIES = 128, B_KEYS = 64, B_PITCH = B_QUERIES / WORD };
 
@@ -20,14 +28,23 @@ struct backward {
     const float *lse;
     enum dtype dtype;
     int64_t lanes, width, depth; /* as in struct forward */
-    uintptr_t rooms;             /* in scratch: one struct backward_room a thread */
-    int64_t room_bytes;
+    int64_t pairs, group;        /* group: query heads of a pair */
+    bool shared;                 /* threads share pairs */
+    uintptr_t rooms, slots;      /* in scratch: a struct backward_room a thread; pairs under way */
+    int64_t room_bytes, slot_bytes;
 };
 
+struct pair {
+    int64_t s, kv, turns;    /* turn t: queries t / group * B_QUERIES …, head kv * group + t % group */
+    struct rows k, v;        /* in the tensors */
+    uint32_t *keys, *values; /* rows [longest][width] */
+    uint32_t *key_pairs;     /* pairs [longest/WORD][lanes] */
+    float *dk, *dv;          /* [longest][lanes] */
+    _Atomic int32_t *key_blocks_done; /* [turns] where threads share */
+};
+
+/* What one turn works in. */
 struct backward_room {
-    uint32_t *keys, *values;            /* rows [longest][width] */
-    uint32_t *key_pairs;                /* pairs [longest/WORD][lanes] */
-    float *dk, *dv;                     /* [longest][lanes] */
     uint32_t *query, *dout;             /* transposed [depth][B_QUERIES] */
     uint32_t *query_pairs, *dout_pairs; /* pairs [B_QUERIES/WORD][lanes] */
     float *lse, *mean;                  /* [B_QUERIES], lse in powers of two */
@@ -36,43 +53,67 @@ struct backward_room {
     float *dq;                          /* [B_QUERIES][lanes] */
 };
 
-static uintptr_t backward_room(struct backward_room *room, uintptr_t at, const struct backward *b)
+INLINE int64_t blocks_of(int64_t n, int64_t block)
+{
+    return (n + block - 1) / block;
+}
+
+static uintptr_t pair_slot(struct pair *pair, uintptr_t at, const struct backward *b)
 {
     int64_t longest = round_up(b->shape->longest, GROUP), lanes = b->lanes;
+    pair->keys = carve(&at, longest * b->width * 4);
+    pair->values = carve(&at, longest * b->width * 4);
+    pair->key_pairs = carve(&at, longest / WORD * lanes * 4);
+    pair->dk = carve(&at, longest * lanes * 4);
+    pair->dv = carve(&at, longest * lanes * 4);
+    pair->key_blocks_done = carve(&at, blocks_of(longest, B_QUERIES) * b->group * 4);
+    return at;
+}
+
+static uintptr_t backward_room(struct backward_room *room, uintptr_t at, const struct backward *b)
+{
     *room = (struct backward_room){
-        .keys = carve(&at, longest * b->width * 4),
-        .values = carve(&at, longest * b->width * 4),
-        .key_pairs = carve(&at, longest / WORD * lanes * 4),
-        .dk = carve(&at, longest * lanes * 4),
-        .dv = carve(&at, longest * lanes * 4),
         .query = carve(&at, b->depth * B_QUERIES * 4),
         .dout = carve(&at, b->depth * B_QUERIES * 4),
-        .query_pairs = carve(&at, B_PITCH * lanes * 4),
-        .dout_pairs = carve(&at, B_PITCH * lanes * 4),
+        .query_pairs = carve(&at, B_PITCH * b->lanes * 4),
+        .dout_pairs = carve(&at, B_PITCH * b->lanes * 4),
         .lse = carve(&at, B_QUERIES * 4),
         .mean = carve(&at, B_QUERIES * 4),
         .p = carve(&at, B_KEYS * B_PITCH * 4),
         .ds = carve(&at, B_KEYS * B_PITCH * 4),
         .ds_pairs = carve(&at, B_KEYS / WORD * B_QUERIES * 4),
-        .dq = carve(&at, B_QUERIES * lanes * 4),
+        .dq = carve(&at, B_QUERIES * b->lanes * 4),
     };
     return at;
 }
 
-static int backward_threads(const struct attention_shape *shape, int threads)
-{
-    return (int)at_least(at_most(threads, shape->sequences * shape->kv_heads), 1);
-}
-
+/* Lays the scratch out from `at`; returns its end. Fewer threads never need more of it. */
 static uintptr_t backward_layout(struct backward *b, uintptr_t at, int threads)
 {
     b->lanes = round_up(b->shape->head_dim, GROUP);
     b->depth = round_up(b->shape->head_dim, WORD) / WORD;
     b->width = round_up(b->depth, 16);
-    b->rooms = (at + 63) / 64 * 64;
+    b->group = b->shape->q_heads / b->shape->kv_heads;
+    b->pairs = b->shape->sequences * b->shape->kv_heads;
+    b->shared = b->pairs < 2 * threads && b->pairs % threads != 0;
     struct backward_room room;
+    struct pair pair;
     b->room_bytes = (int64_t)backward_room(&room, 0, b);
-    return b->rooms + (uintptr_t)(threads * b->room_bytes);
+    b->slot_bytes = (int64_t)pair_slot(&pair, 0, b);
+    b->rooms = (at + 63) / 64 * 64;
+    b->slots = b->rooms + (uintptr_t)(threads * b->room_bytes);
+    return b->slots + (uintptr_t)((b->shared ? b->pairs : threads) * b->slot_bytes);
+}
+
+static struct pair backward_pair(const struct backward *b, int64_t index, int64_t slot)
+{
+    int64_t kv_heads = b->shape->kv_heads;
+    struct pair pair = {.s = index / kv_heads, .kv = index % kv_heads};
+    pair.k = head_rows(b->ks, b->shape, b->starts, pair.s, pair.kv, kv_heads, b->dtype);
+    pair.v = head_rows(b->vs, b->shape, b->starts, pair.s, pair.kv, kv_heads, b->dtype);
+    pair.turns = blocks_of(pair.k.count, B_QUERIES) * b->group;
+    pair_slot(&pair, b->slots + (uintptr_t)(slot * b->slot_bytes), b);
+    return pair;
 }
 
 /* p and ds of one register tile: keys key … against queries 16v …; diagonal as in score_tile. Rows come in
@@ -165,22 +206,49 @@ static void gradient_block(const struct tiles *t, int64_t groups, int64_t vector
     }
 }
 
-/* One block of keys (key0, n) against the room's block of queries (query0, in `vectors`). fresh: dk, dv start
- * here. */
-static void backward_keys(const struct backward *b, const struct backward_room *room, int64_t query0,
-                          int64_t vectors, int64_t key0, int64_t n, bool fresh)
-{
-    int64_t ahead = (query0 - key0) / GROUP, groups = n / GROUP;
-    struct tiles tiles = {b, room, room->keys + key0 * b->width, room->values + key0 * b->width};
-    gradient_block(&tiles, groups, vectors, ahead);
+/* One block of keys against the room's block of queries. */
+struct block {
+    int64_t query0, vectors; /* queries query0 …, 16 * vectors of them */
+    int64_t key0, n;
+    bool fresh; /* dk and dv of these keys start here */
+};
 
-    struct span by_key[B_KEYS / GROUP], by_query[B_QUERIES / GROUP];
+/* p, ds, and what they add to dq. */
+static void backward_scores(const struct backward *b, const struct pair *pair,
+                            const struct backward_room *room, const struct block *block)
+{
+    int64_t ahead = (block->query0 - block->key0) / GROUP, groups = block->n / GROUP;
+    struct tiles tiles = {b, room, pair->keys + block->key0 * b->width,
+                          pair->values + block->key0 * b->width};
+    gradient_block(&tiles, groups, block->vectors, ahead);
+    struct span by_query[B_QUERIES / GROUP];
+    for (int64_t v = 0; v < block->vectors; v++)
+        by_query[v] = (struct span){0, at_least(at_most(groups, v + ahead + 1), 0) * GROUP / WORD};
+    sum_run(&(struct sum){
+        .c = room->dq,
+        .c_row = b->lanes,
+        .a = room->ds_pairs,
+        .a_row = 1,
+        .a_step = B_QUERIES,
+        .b = pair->key_pairs + block->key0 / WORD * b->lanes,
+        .b_step = b->lanes,
+        .groups = block->vectors,
+        .vectors = b->lanes / 16,
+        .spans = by_query,
+        .fresh = block->key0 == 0,
+    });
+}
+
+/* What p and ds add to dk and dv. */
+static void backward_keys(const struct backward *b, const struct pair *pair, const struct backward_room *room,
+                          const struct block *block)
+{
+    int64_t ahead = (block->query0 - block->key0) / GROUP, groups = block->n / GROUP;
+    struct span by_key[B_KEYS / GROUP];
     for (int64_t g = 0; g < groups; g++)
-        by_key[g] = (struct span){at_least(g - ahead, 0) * GROUP / WORD, vectors * GROUP / WORD};
-    for (int64_t v = 0; v < vectors; v++)
-        by_query[v] = (struct span){0, at_most(groups, v + ahead + 1) * GROUP / WORD};
+        by_key[g] = (struct span){at_least(g - ahead, 0) * GROUP / WORD, block->vectors * GROUP / WORD};
     struct sum sum = {
-        .c = room->dv + key0 * b->lanes,
+        .c = pair->dv + block->key0 * b->lanes,
         .c_row = b->lanes,
         .a = room->p,
         .a_row = B_PITCH,
@@ -190,21 +258,12 @@ static void backward_keys(const struct backward *b, const struct backward_room *
         .groups = groups,
         .vectors = b->lanes / 16,
         .spans = by_key,
-        .fresh = fresh,
+        .fresh = block->fresh,
     };
     sum_run(&sum);
-    sum.c = room->dk + key0 * b->lanes;
+    sum.c = pair->dk + block->key0 * b->lanes;
     sum.a = room->ds;
     sum.b = room->query_pairs;
-    sum_run(&sum);
-    sum.c = room->dq;
-    sum.a = room->ds_pairs;
-    sum.a_row = 1;
-    sum.a_step = B_QUERIES;
-    sum.b = room->key_pairs + key0 / WORD * b->lanes;
-    sum.groups = vectors;
-    sum.spans = by_query;
-    sum.fresh = key0 == 0;
     sum_run(&sum);
 }
 
@@ -228,48 +287,108 @@ static void backward_pack_scalars(const struct backward *b, const struct backwar
         room->mean[i] = 0, room->lse[i] = -MASKED;
 }
 
-static void backward_queries(const struct backward *b, const struct backward_room *room, int64_t s,
-                             int64_t head, int64_t query0, bool first_head)
+/* Waits until the turn before has added to key block `index`. Turns are begun in order, so one that runs
+ * waits only for ones that run. */
+static void turn_wait(const struct pair *pair, int64_t turn, int64_t index)
 {
-    int64_t heads = b->shape->q_heads, token = b->starts[s];
-    struct rows q = head_rows(b->qs, b->shape, b->starts, s, head, heads, b->dtype);
-    struct rows dout = head_rows(b->dout, b->shape, b->starts, s, head, heads, b->dtype);
-    struct rows out = head_rows(b->out, b->shape, b->starts, s, head, heads, b->dtype);
+    enum { SPINS = 1000 };
+    if (turn == 0)
+        return;
+    for (int spin = 0; atomic_load_explicit(pair->key_blocks_done + turn - 1, memory_order_acquire) <= index;
+         spin++)
+        if (spin < SPINS)
+            _mm_pause();
+        else
+            sched_yield(); /* that thread may have lost its core */
+}
+
+static void backward_turn(const struct backward *b, const struct pair *pair, const struct backward_room *room,
+                          int64_t turn)
+{
+    int64_t heads = b->shape->q_heads, token = b->starts[pair->s];
+    int64_t head = pair->kv * b->group + turn % b->group, query0 = turn / b->group * B_QUERIES;
+    struct rows q = head_rows(b->qs, b->shape, b->starts, pair->s, head, heads, b->dtype);
+    struct rows dout = head_rows(b->dout, b->shape, b->starts, pair->s, head, heads, b->dtype);
+    struct rows out = head_rows(b->out, b->shape, b->starts, pair->s, head, heads, b->dtype);
+    struct rows dq = head_rows(b->dqs, b->shape, b->starts, pair->s, head, heads, b->dtype);
     int64_t n = at_most(q.count - query0, B_QUERIES), padded = round_up(n, GROUP);
     pack_transposed(room->query, B_QUERIES, &q, query0, padded, b->depth);
     pack_transposed(room->dout, B_QUERIES, &dout, query0, padded, b->depth);
     pack_pairs(room->query_pairs, b->lanes, &q, query0, padded);
     pack_pairs(room->dout_pairs, b->lanes, &dout, query0, padded);
-    struct rows dq = head_rows(b->dqs, b->shape, b->starts, s, head, heads, b->dtype);
-    prefetch_rows(&dq, query0, B_QUERIES, true);
+    prefetch_rows(&dq, query0, n, true);
     backward_pack_scalars(b, room, &dout, &out, b->lse + token * heads + head, query0, padded);
-    for (int64_t key0 = 0; key0 < query0 + padded; key0 += B_KEYS)
-        backward_keys(b, room, query0, padded / GROUP, key0, at_most(query0 + padded - key0, B_KEYS),
-                      first_head && key0 >= query0);
-    int64_t row_bytes = b->shape->head_dim * (int64_t)dtype_bytes(b->dtype);
+    struct block block = {.query0 = query0, .vectors = padded / GROUP};
+    for (; block.key0 < query0 + padded; block.key0 += B_KEYS) {
+        block.n = at_most(query0 + padded - block.key0, B_KEYS);
+        block.fresh = turn % b->group == 0 && block.key0 >= query0;
+        backward_scores(b, pair, room, &block);
+        if (b->shared)
+            turn_wait(pair, turn, block.key0 / B_KEYS);
+        backward_keys(b, pair, room, &block);
+        if (b->shared)
+            atomic_store_explicit(pair->key_blocks_done + turn, (int32_t)(block.key0 / B_KEYS) + 1,
+                                  memory_order_release);
+    }
+    if (b->shared) /* later turns have more key blocks than this */
+        atomic_store_explicit(pair->key_blocks_done + turn, INT32_MAX, memory_order_release);
     for (int64_t i = 0; i < n; i++)
-        store_row((char *)b->dqs + ((token + query0 + i) * heads + head) * row_bytes, room->dq + i * b->lanes,
-                  b->shape->scale, b->shape->head_dim, b->dtype);
+        store_row((char *)row_at(&dq, query0 + i), room->dq + i * b->lanes, b->shape->scale, dq.n, b->dtype);
 }
 
-static void backward_task(const struct backward *b, const struct backward_room *room, int64_t s, int64_t kv)
+/* The pair's packed operands, and its counters. */
+static void pair_begin(const struct backward *b, const struct pair *pair)
 {
-    int64_t kv_heads = b->shape->kv_heads, group = b->shape->q_heads / kv_heads;
-    struct rows k = head_rows(b->ks, b->shape, b->starts, s, kv, kv_heads, b->dtype);
-    struct rows v = head_rows(b->vs, b->shape, b->starts, s, kv, kv_heads, b->dtype);
-    int64_t padded = round_up(k.count, GROUP);
-    pack_rows(room->keys, b->width, &k, 0, padded);
-    pack_rows(room->values, b->width, &v, 0, padded);
-    pack_pairs(room->key_pairs, b->lanes, &k, 0, padded);
-    for (int64_t query0 = 0; query0 < k.count; query0 += B_QUERIES)
-        for (int64_t h = 0; h < group; h++)
-            backward_queries(b, room, s, kv * group + h, query0, h == 0);
-    int64_t row_bytes = b->shape->head_dim * (int64_t)dtype_bytes(b->dtype);
-    for (int64_t i = 0; i < k.count; i++) {
-        int64_t to = ((b->starts[s] + i) * kv_heads + kv) * row_bytes;
-        store_row((char *)b->dks + to, room->dk + i * b->lanes, b->shape->scale, b->shape->head_dim,
-                  b->dtype);
-        store_row((char *)b->dvs + to, room->dv + i * b->lanes, 1, b->shape->head_dim, b->dtype);
+    int64_t padded = round_up(pair->k.count, GROUP);
+    pack_rows(pair->keys, b->width, &pair->k, 0, padded);
+    pack_rows(pair->values, b->width, &pair->v, 0, padded);
+    pack_pairs(pair->key_pairs, b->lanes, &pair->k, 0, padded);
+    for (int64_t turn = 0; b->shared && turn < pair->turns; turn++)
+        atomic_init(pair->key_blocks_done + turn, 0);
+}
+
+static void pair_end(const struct backward *b, const struct pair *pair)
+{
+    int64_t kv_heads = b->shape->kv_heads;
+    struct rows dk = head_rows(b->dks, b->shape, b->starts, pair->s, pair->kv, kv_heads, b->dtype);
+    struct rows dv = head_rows(b->dvs, b->shape, b->starts, pair->s, pair->kv, kv_heads, b->dtype);
+    for (int64_t i = 0; i < dk.count; i++) {
+        store_row((char *)row_at(&dk, i), pair->dk + i * b->lanes, b->shape->scale, dk.n, b->dtype);
+        store_row((char *)row_at(&dv, i), pair->dv + i * b->lanes, 1, dv.n, b->dtype);
+    }
+}
+
+static void backward_run_owned(const struct backward *b, const struct backward_room *room)
+{
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < b->pairs; i++) {
+        struct pair pair = backward_pair(b, i, omp_get_thread_num());
+        pair_begin(b, &pair);
+        for (int64_t turn = 0; turn < pair.turns; turn++)
+            backward_turn(b, &pair, room, turn);
+        pair_end(b, &pair);
+    }
+}
+
+/* Turns are handed out over all pairs in step, so that threads meet on one as little as may be. */
+static void backward_run_shared(const struct backward *b, const struct backward_room *room)
+{
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < b->pairs; i++) {
+        struct pair pair = backward_pair(b, i, i);
+        pair_begin(b, &pair);
+    }
+    int64_t turns = blocks_of(b->shape->longest, B_QUERIES) * b->group;
+#pragma omp for schedule(monotonic : dynamic)
+    for (int64_t i = 0; i < turns * b->pairs; i++) {
+        struct pair pair = backward_pair(b, i % b->pairs, i % b->pairs);
+        if (i / b->pairs < pair.turns)
+            backward_turn(b, &pair, room, i / b->pairs);
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < b->pairs; i++) {
+        struct pair pair = backward_pair(b, i, i);
+        pair_end(b, &pair);
     }
 }
 
@@ -277,17 +396,17 @@ static void backward_run(struct backward *b, void *scratch, int threads)
 {
     const struct attention_shape *s = b->shape;
     backward_layout(b, (uintptr_t)scratch, threads);
-    int64_t kv_heads = s->kv_heads, pairs = s->sequences * kv_heads;
 #pragma omp parallel num_threads(threads)
     {
         struct backward_room room;
         backward_room(&room, b->rooms + (uintptr_t)(omp_get_thread_num() * b->room_bytes), b);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < pairs; i++)
-            backward_task(b, &room, i / kv_heads, i % kv_heads);
+        if (b->shared)
+            backward_run_shared(b, &room);
+        else
+            backward_run_owned(b, &room);
     }
     int64_t row_bytes = s->head_dim * (int64_t)dtype_bytes(b->dtype);
     zero_padding(b->dqs, s, b->starts, s->q_heads * row_bytes);
-    zero_padding(b->dks, s, b->starts, kv_heads * row_bytes);
-    zero_padding(b->dvs, s, b->starts, kv_heads * row_bytes);
+    zero_padding(b->dks, s, b->starts, s->kv_heads * row_bytes);
+    zero_padding(b->dvs, s, b->starts, s->kv_heads * row_bytes);
 }

@@ -50,7 +50,7 @@ size_t FAST(attention_backward_scratch)(const struct attention_shape *shape, enu
     if (is_elsewhere(dtype))
         return attention_backward_scratch_avx512(shape, dtype);
     struct backward b = {.shape = shape, .dtype = dtype};
-    return backward_layout(&b, 0, backward_threads(shape, threads_max())) + 64;
+    return backward_layout(&b, 0, threads_max()) + 64;
 }
 
 void FAST(attention_backward)(struct queue *q, void *dqs, void *dks, void *dvs, const void *dout,
@@ -65,5 +65,5 @@ void FAST(attention_backward)(struct queue *q, void *dqs, void *dks, void *dvs, 
     }
     struct backward b = {.shape = shape, .starts = starts, .dqs = dqs, .dks = dks, .dvs = dvs, .dout = dout};
     b.out = out, b.lse = lse, b.qs = qs, b.ks = ks, b.vs = vs, b.dtype = dtype;
-    backward_run(&b, scratch, backward_threads(shape, (int)at_most(q->threads, threads_max())));
+    backward_run(&b, scratch, (int)at_most(q->threads, threads_max()));
 }

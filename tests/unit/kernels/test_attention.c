@@ -375,8 +375,10 @@ static void test_threads(void **state)
     struct set sets[3];
     int count = sets_here(sets);
     static const struct packing packings[] = {{8, 4, 32, 2, 1, {300}},
-                                              {4, 2, 64, 0, 5, {80, 129, 1, 200, 66}}};
-    for (int c = 0; c < 2 * 2; c++) {
+                                              {4, 2, 64, 0, 5, {80, 129, 1, 200, 66}},
+                                              {4, 1, 32, 0, 1, {700}}, /* fewer pairs than threads: shared */
+                                              {3, 1, 16, 0, 3, {400, 70, 500}}};
+    for (int c = 0; c < 4 * 2; c++) {
         struct tensors t;
         tensors_init(&t, &packings[c / 2], c % 2 ? DTYPE_BF16 : DTYPE_F32);
         for (int i = 0; i < count; i++) {
