@@ -49,7 +49,8 @@ static bool unit_init(struct optimizer *o, struct optimizer_unit *unit,
     unit->segments = calloc((size_t)plan->segment_count + 1, sizeof *unit->segments);
     if (!unit->segments)
         return err_set(err, ERR_MEMORY, "no memory for the list of %d segments", plan->segment_count);
-    memcpy(unit->segments, plan->segments, (size_t)plan->segment_count * sizeof *unit->segments);
+    if (plan->segment_count > 0)
+        memcpy(unit->segments, plan->segments, (size_t)plan->segment_count * sizeof *unit->segments);
     unit->segment_count = plan->segment_count;
     for (int part = 0; part < STATE_PART_COUNT; part++)
         if (!arrays_allocate(o->device, &o->policy, (enum state_part)part, unit->elements,

@@ -15,7 +15,7 @@ static void test_zero_rules(void **state)
         .changing = 10, .v_changing = 10, .stored_exact = 0.1 + 0.2, .exact_exact = 0.1 + 0.2};
     assert_true(measures_lost_update_share(&exact) == 0);
     assert_true(measures_update_quality(&exact) == 1);
-    struct update_measures ruined = {.changing = 1, .stored_exact = NAN, .exact_exact = NAN};
+    struct update_measures ruined = {.changing = 1, .stored_exact = (double)NAN, .exact_exact = (double)NAN};
     assert_true(measures_update_quality(&ruined) == 0);
 }
 
@@ -77,7 +77,7 @@ static void test_alarm_thresholds(void **state)
     observe(&alarm, 0.5, 10); /* not under .5 */
     assert_int_equal(alarm.level, ALARM_WARNING_LEVEL);
     alarm_reset(&alarm);
-    observe(&alarm, NAN, 10);
+    observe(&alarm, (double)NAN, 10);
     assert_int_equal(alarm.level, ALARM_CRITICAL_LEVEL);
     alarm_reset(&alarm);
     assert_true(alarm_mean(&alarm) == 1);

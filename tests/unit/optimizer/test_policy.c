@@ -199,7 +199,7 @@ static void test_settings(void **state)
         offsetof(struct optimizer_settings, lr),           offsetof(struct optimizer_settings, beta1),
         offsetof(struct optimizer_settings, beta2),        offsetof(struct optimizer_settings, eps),
         offsetof(struct optimizer_settings, weight_decay), offsetof(struct optimizer_settings, clip)};
-    static const double bad[] = {-1, NAN, INFINITY};
+    static const double bad[] = {-1, (double)NAN, (double)INFINITY};
     for (size_t f = 0; f < sizeof fields / sizeof *fields; f++)
         for (size_t i = 0; i < 3; i++) {
             s = optimizer_settings_default();

@@ -70,7 +70,7 @@ static long double closed_form(const struct schedule *s, int64_t k)
 {
     long double low = (long double)s->min_lr / (long double)s->lr, w = s->warmup, n = s->steps, at = k;
     if (k < s->warmup)
-        return s->warmup_init + (1 - (long double)s->warmup_init) * at / w;
+        return (long double)s->warmup_init + (1 - (long double)s->warmup_init) * at / w;
     if (s->kind == SCHEDULE_CONSTANT)
         return 1;
     if (s->kind == SCHEDULE_WSD)
@@ -141,7 +141,7 @@ static void test_refusals(void **state)
     refused(s, 1e-4, 220, "twice");
     s = none, s.warmup_ratio = 1.5;
     refused(s, 1e-4, 220, "ratio");
-    s = none, s.warmup_ratio = NAN;
+    s = none, s.warmup_ratio = (double)NAN;
     refused(s, 1e-4, 220, "ratio");
     s = none, s.warmup_steps = 221;
     refused(s, 1e-4, 220, "longer");
@@ -159,17 +159,17 @@ static void test_refusals(void **state)
     refused(s, 1e-4, 220, "wsd_decay");
     s = none, s.min_lr = 2e-4;
     refused(s, 1e-4, 220, "min_lr");
-    s = none, s.min_lr = NAN;
+    s = none, s.min_lr = (double)NAN;
     refused(s, 1e-4, 220, "min_lr");
     s = none, s.kind = SCHEDULE_CONSTANT, s.min_lr = 1e-5;
     refused(s, 1e-4, 220, "min_lr");
     s = none, s.warmup_init = 1.1;
     refused(s, 1e-4, 220, "warm-up");
-    s = none, s.warmup_init = NAN;
+    s = none, s.warmup_init = (double)NAN;
     refused(s, 1e-4, 220, "warm-up");
     refused(none, 0, 220, "learning rate");
-    refused(none, INFINITY, 220, "learning rate");
-    refused(none, NAN, 220, "learning rate");
+    refused(none, (double)INFINITY, 220, "learning rate");
+    refused(none, (double)NAN, 220, "learning rate");
     refused(none, 1e-4, 0, "steps");
     enum schedule_kind kind;
     struct err err = ERR_INIT;
