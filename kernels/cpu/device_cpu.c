@@ -76,6 +76,7 @@ static int cpu_open(struct device *device, int threads, char *why, size_t why_by
     overlay_dnnl(&queue->table, queue->threads);
     overlay_update_avx512(&queue->table);
     overlay_attention_avx512(&queue->table);
+    overlay_bf16_avx512(&queue->table);
 
     device->host_access = true;
     device->threads = queue->threads;

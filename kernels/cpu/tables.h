@@ -10,6 +10,7 @@ extern const struct kernels kernels_v4; /* x86-64-v4: AVX-512 F, BW, CD, DQ, VL;
 void overlay_dnnl(struct kernels *table, int threads); /* matmul_dnnl.c: products and the head by oneDNN */
 void overlay_update_avx512(struct kernels *table);     /* update_avx512.c */
 void overlay_attention_avx512(struct kernels *table);  /* attention_avx512.c */
+void overlay_bf16_avx512(struct kernels *table);       /* bf16_avx512.c: norms, RoPE, SwiGLU; same bits */
 
 /* How bf16 products are computed here, for device.products; and the library's version, for
  * device.description. */
