@@ -3,6 +3,7 @@
  */
 #include "server.h"
 
+#include "checkpoint_list.h"
 #include "records.h"
 
 #include <stdlib.h>
@@ -103,9 +104,66 @@ void answer_runs(struct session *session, uint64_t id)
     start(session, id, make_runs);
 }
 
+struct checkpoint_texts {
+    char path[LIMIT_PATH_BYTES + LIMIT_NAME_BYTES], saved[32];
+};
+
+static void fill_checkpoint(Trainerd__Checkpoint *to, struct checkpoint_texts *texts,
+                            const struct checkpoint_about *from, const char *folder)
+{
+    trainerd__checkpoint__init(to);
+    snprintf(texts->path, sizeof texts->path, "%s/%s", folder, from->name);
+    time_t seconds = (time_t)from->time_s;
+    struct tm when;
+    if (from->time_s > 0 && gmtime_r(&seconds, &when))
+        strftime(texts->saved, sizeof texts->saved, "%Y-%m-%dT%H:%M:%SZ", &when);
+    to->name = (char *)(uintptr_t)from->name;
+    to->path = texts->path;
+    to->step = from->step;
+    to->total_steps = from->total_steps;
+    to->run = (char *)(uintptr_t)from->run;
+    to->policy = (char *)(uintptr_t)from->policy;
+    to->health = (char *)(uintptr_t)checkpoint_health_name(from->health);
+    to->bytes = from->bytes;
+    to->saved = texts->saved;
+    to->automatic = from->automatic;
+    to->problem = (char *)(uintptr_t)from->problem;
+}
+
+static struct out *make_checkpoints(struct file_work *job, struct err *err)
+{
+    struct checkpoint_list list = {0};
+    if (!checkpoint_list_read(&list, job->checkpoint_dir, err))
+        return NULL;
+    size_t count = (size_t)list.count, room = count ? count : 1;
+    Trainerd__Checkpoint *rows = calloc(room, sizeof *rows);
+    Trainerd__Checkpoint **pointers = calloc(room, sizeof *pointers);
+    struct checkpoint_texts *texts = calloc(room, sizeof *texts);
+    struct out *out = NULL;
+    if (rows && pointers && texts) {
+        for (size_t i = 0; i < count; i++) {
+            fill_checkpoint(&rows[i], &texts[i], &list.items[i], job->checkpoint_dir);
+            pointers[i] = &rows[i];
+        }
+        Trainerd__Checkpoints checkpoints = TRAINERD__CHECKPOINTS__INIT;
+        checkpoints.n_checkpoints = count;
+        checkpoints.checkpoints = pointers;
+        checkpoints.checkpoint_dir = job->checkpoint_dir;
+        Trainerd__Reply reply = TRAINERD__REPLY__INIT;
+        reply.result_case = TRAINERD__REPLY__RESULT_CHECKPOINTS;
+        reply.checkpoints = &checkpoints;
+        out = pack_ok(&reply, job->request, err);
+    } else {
+        err_set(err, ERR_MEMORY, "no memory to list %zu checkpoints", count);
+    }
+    free(rows);
+    free(pointers);
+    free(texts);
+    checkpoint_list_done(&list);
+    return out;
+}
+
 void answer_checkpoints(struct session *session, uint64_t id)
 {
-    struct err err = ERR_INIT;
-    err_set(&err, ERR_UNSUPPORTED, "checkpoint list is not built yet");
-    reply_error(session, id, &err);
+    start(session, id, make_checkpoints);
 }

@@ -1,0 +1,91 @@
+/* checkpoint save, load, list, verify, delete. */
+#include "commands.h"
+#include "output.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *name_of(const struct call *call)
+{
+    return call->argument_count > 0 ? call->arguments[0] : "";
+}
+
+static int show(struct call *call, Trainerd__Request *request, const char *done)
+{
+    static const struct column columns[] = {{"path", "path", AS_TEXT, 0}, {"bytes", "bytes", AS_INTEGER, 0}};
+    struct err err = ERR_INIT;
+    json_t *result;
+    char bytes[32];
+    if (!call_ask_json(call, request, &result, &err))
+        return call_fail(call, &err);
+    const char *text = json_string_value(json_object_get(result, "text"));
+    const char *path = json_string_value(json_object_get(result, "path"));
+    double count = json_number_value(json_object_get(result, "bytes"));
+    if (call->output != OUTPUT_TABLE) {
+        output_object(call, columns, 2, result);
+    } else {
+        printf("%s\n", path ? path : "");
+        call_note(call, "%s%s%s", done, count > 0 ? ", " : "",
+                  count > 0 ? output_bytes(bytes, sizeof bytes, count) : "");
+        if (text && text[0])
+            call_note(call, "%s", text);
+        if (json_is_object(json_object_get(result, "conversion")))
+            output_conversion(call, json_object_get(result, "conversion"));
+    }
+    json_decref(result);
+    return EXIT_DONE;
+}
+
+int cmd_checkpoint_save(struct call *call)
+{
+    REQUEST(request, CHECKPOINT_SAVE, CheckpointSaveRequest, checkpoint_save);
+    request_body.name = (char *)(uintptr_t)name_of(call);
+    return show(call, &request, "saved");
+}
+
+int cmd_checkpoint_load(struct call *call)
+{
+    struct err err = ERR_INIT;
+    char policy[LIMIT_NAME_BYTES];
+    const char *named = call_option(call, "policy");
+    REQUEST(request, CHECKPOINT_LOAD, CheckpointLoadRequest, checkpoint_load);
+    if (!policy_with_compute(policy, named ? named : "", call_option(call, "compute"), &err))
+        return call_fail(call, &err);
+    request_body.name = (char *)(uintptr_t)name_of(call);
+    request_body.policy = policy;
+    request_body.yes = call_option(call, "yes") != NULL;
+    return show(call, &request, "loaded");
+}
+
+int cmd_checkpoint_verify(struct call *call)
+{
+    REQUEST(request, CHECKPOINT_VERIFY, CheckpointVerifyRequest, checkpoint_verify);
+    request_body.name = (char *)(uintptr_t)name_of(call);
+    return show(call, &request, "verified: every byte is as it was written");
+}
+
+int cmd_checkpoint_delete(struct call *call)
+{
+    REQUEST(request, CHECKPOINT_DELETE, CheckpointDeleteRequest, checkpoint_delete);
+    request_body.name = (char *)(uintptr_t)name_of(call);
+    return show(call, &request, "deleted");
+}
+
+int cmd_checkpoint_list(struct call *call)
+{
+    static const struct column columns[] = {
+        {"name", "name", AS_TEXT, 0},     {"step", "step", AS_INTEGER, 0},
+        {"run", "run", AS_TEXT, 0},       {"policy", "policy", AS_TEXT, 0},
+        {"bytes", "bytes", AS_BYTES, 0},  {"health", "health", AS_TEXT, 0},
+        {"saved", "saved", AS_TEXT, 0},   {"total_steps", "total_steps", AS_INTEGER, 0},
+        {"problem", "problem", AS_TEXT, 0},
+    };
+    struct err err = ERR_INIT;
+    json_t *list;
+    REQUEST(request, CHECKPOINT_LIST, CheckpointListRequest, checkpoint_list);
+    if (!call_ask_json(call, &request, &list, &err))
+        return call_fail(call, &err);
+    output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(list, "checkpoints"), list);
+    json_decref(list);
+    return EXIT_DONE;
+}

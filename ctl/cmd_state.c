@@ -1,0 +1,340 @@
+/* status, wait, pause, resume, stop, shutdown. */
+#include "commands.h"
+#include "output.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+static const char *text_at(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+static long long integer_at(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+static const struct column status_columns[] = {
+    {"state", "state", AS_TEXT, 0},
+    {"activity", "activity", AS_TEXT, 0},
+    {"failure", "failure", AS_TEXT, 0},
+    {"run", "run", AS_TEXT, 0},
+    {"step", "step", AS_INTEGER, 0},
+    {"steps", "steps", AS_INTEGER, 0},
+    {"total_steps", "total_steps", AS_INTEGER, 0},
+    {"skipped", "skipped", AS_INTEGER, 0},
+    {"loss", "loss", AS_REAL, 0},
+    {"grad_norm", "grad_norm", AS_REAL, 0},
+    {"lr", "lr", AS_RATE, 0},
+    {"update_quality", "update_quality", AS_REAL, 0},
+    {"lost_update_share", "lost_update_share", AS_REAL, 0},
+    {"stalled_v_share", "stalled_v_share", AS_REAL, 0},
+    {"step_seconds", "step_seconds", AS_SECONDS, 0},
+    {"tokens_per_second", "tokens_per_second", AS_REAL, 0},
+    {"model_flops_utilization", "model_flops_utilization", AS_REAL, 0},
+    {"policy.name", "policy", AS_TEXT, 0},
+    {"policy.bytes_per_parameter", "bytes_per_parameter", AS_REAL, 0},
+    {"layout", "layout", AS_TEXT, 0},
+    {"ranks", "ranks", AS_INTEGER, 0},
+    {"threads", "threads", AS_INTEGER, 0},
+    {"device", "device", AS_TEXT, 0},
+    {"compute", "compute", AS_TEXT, 0},
+    {"model", "model", AS_TEXT, 0},
+    {"parameters", "parameters", AS_INTEGER, 0},
+    {"memory_bytes", "memory_bytes", AS_BYTES, 0},
+};
+
+static void print_cell(const json_t *status, const char *label, const char *field, enum column_kind kind)
+{
+    char text[64];
+    printf("%s%s", label, output_cell(text, sizeof text, status, &(struct column){.field = field, .kind = kind}));
+}
+
+static void print_run(const json_t *status)
+{
+    if (!text_at(status, "run")[0])
+        return;
+    printf("run       %s: step %lld of %lld", text_at(status, "run"), integer_at(status, "step"),
+           integer_at(status, "steps"));
+    if (integer_at(status, "skipped") > 0)
+        printf(", %lld skipped", integer_at(status, "skipped"));
+    print_cell(status, "\nlast      loss ", "loss", AS_REAL);
+    print_cell(status, ", gradient norm ", "grad_norm", AS_REAL);
+    print_cell(status, ", lr ", "lr", AS_RATE);
+    print_cell(status, ", update quality ", "update_quality", AS_REAL);
+    print_cell(status, " (lost ", "lost_update_share", AS_REAL);
+    print_cell(status, ", stalled v ", "stalled_v_share", AS_REAL);
+    print_cell(status, ")\nspeed     ", "step_seconds", AS_SECONDS);
+    print_cell(status, " s a step, ", "tokens_per_second", AS_REAL);
+    print_cell(status, " tokens/s, model FLOPs utilization ", "model_flops_utilization", AS_REAL);
+    putchar('\n');
+}
+
+static void print_policy(const json_t *policy)
+{
+    printf("policy    %s: weight %s, m %s, v %s, accumulate %s, reduce %s, compute %s; ", text_at(policy, "name"),
+           text_at(policy, "weight"), text_at(policy, "m"), text_at(policy, "v"), text_at(policy, "accumulate"),
+           text_at(policy, "reduce"), text_at(policy, "compute"));
+    print_cell(policy, "", "bytes_per_parameter", AS_REAL);
+    printf(" bytes a parameter\n");
+}
+
+static void print_warnings(const json_t *list, const char *label)
+{
+    size_t i;
+    json_t *text;
+    json_array_foreach ((json_t *)(uintptr_t)list, i, text)
+        printf("%s%s\n", label, json_string_value(text));
+}
+
+static void print_status(const json_t *status)
+{
+    const json_t *policy = json_object_get(status, "policy");
+    printf("state     %s", text_at(status, "state"));
+    if (text_at(status, "activity")[0])
+        printf(": %s", text_at(status, "activity"));
+    if (text_at(status, "failure")[0])
+        printf(": %s", text_at(status, "failure"));
+    putchar('\n');
+    print_run(status);
+    if (text_at(status, "model")[0])
+        printf("model     %s, %lld parameters\n", text_at(status, "model"), integer_at(status, "parameters"));
+    print_policy(policy);
+    printf("layout    %s (ZeRO %lld): %lld ranks of %lld threads\n", text_at(status, "layout"),
+           integer_at(status, "zero"), integer_at(status, "ranks"), integer_at(status, "threads"));
+    printf("device    %s\n", text_at(status, "device"));
+    print_cell(status, "memory    ", "memory_bytes", AS_BYTES);
+    printf("\nfolder    %s\n", text_at(status, "state_dir"));
+    print_warnings(json_object_get(status, "warnings"), "warning   ");
+    print_warnings(json_object_get(policy, "warnings"), "note      ");
+}
+
+int cmd_status(struct call *call)
+{
+    struct err err = ERR_INIT;
+    REQUEST(request, STATUS, StatusRequest, status);
+    json_t *status;
+    if (!call_ask_json(call, &request, &status, &err))
+        return call_fail(call, &err);
+    if (call->output == OUTPUT_TABLE)
+        print_status(status);
+    else
+        output_object(call, status_columns, sizeof status_columns / sizeof status_columns[0], status);
+    json_decref(status);
+    return EXIT_DONE;
+}
+
+struct goal {
+    const char *state; /* NULL: any */
+    int64_t step;      /* -1: none */
+    double deadline_s; /* 0: none */
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool out_of_time(const struct call *call, const struct goal *goal, struct err *err)
+{
+    if (goal->deadline_s <= 0 || now_s() < goal->deadline_s)
+        return false;
+    err_set(err, ERR_TIMEOUT, "%s was not reached within %g s",
+            goal->step >= 0 ? "the step" : goal->state ? goal->state : "a daemon", call->timeout_s);
+    return !err_hint(err, "trainctl status shows what the daemon does");
+}
+
+static bool rests(const char *state)
+{
+    return strcmp(state, "idle") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "empty") == 0;
+}
+
+/* EXIT_DONE, EXIT_SHORT, or -1: not yet. */
+static int judge(const struct goal *goal, const json_t *status, struct err *err)
+{
+    const char *state = text_at(status, "state");
+    if (goal->state && strcmp(state, goal->state) == 0)
+        return EXIT_DONE;
+    if (goal->step >= 0 && integer_at(status, "step") >= goal->step && text_at(status, "run")[0])
+        return EXIT_DONE;
+    if (!goal->state && goal->step < 0)
+        return EXIT_DONE;
+    if (goal->step >= 0 && rests(state)) {
+        err_set(err, ERR_RUN, "the run ended at step %lld, before step %lld", integer_at(status, "step"),
+                (long long)goal->step);
+        err_why(err, "%s", text_at(status, "failure"));
+        return EXIT_SHORT;
+    }
+    if (goal->state && strcmp(goal->state, "idle") == 0 && strcmp(state, "failed") == 0) {
+        err_set(err, ERR_RUN, "the run failed at step %lld", integer_at(status, "step"));
+        err_why(err, "%s", text_at(status, "failure"));
+        return EXIT_SHORT;
+    }
+    return -1;
+}
+
+/* Tries until the daemon is there and has a state to show. */
+static bool reach(struct call *call, const struct goal *goal, json_t **status, struct err *err)
+{
+    for (;;) {
+        struct err now = ERR_INIT;
+        REQUEST(request, STATUS, StatusRequest, status);
+        if (call_ask_json(call, &request, status, &now))
+            return true;
+        if (!call->no_daemon && now.code != ERR_BUSY && now.code != ERR_TIMEOUT) {
+            *err = now;
+            return false;
+        }
+        if (call->no_daemon && call->connected) {
+            client_close(&call->client);
+            call->connected = false;
+        }
+        if (out_of_time(call, goal, err))
+            return false;
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    }
+}
+
+static bool subscribe(struct call *call, struct err *err)
+{
+    REQUEST(request, SUBSCRIBE, SubscribeRequest, subscribe);
+    Trainerd__Reply *reply;
+    request_body.follow = true;
+    if (!call_ask(call, &request, &reply, err))
+        return false;
+    trainerd__reply__free_unpacked(reply, NULL);
+    return true;
+}
+
+/* Until something happened that may matter: a state, or a step that reaches the goal; or a second has passed. */
+static bool await_change(struct call *call, const struct goal *goal, struct err *err)
+{
+    double until = now_s() + 1;
+    while (now_s() < until) {
+        Trainerd__Event *event;
+        if (!client_event(&call->client, until - now_s(), &event, err)) {
+            call->no_daemon = true;
+            return false;
+        }
+        if (!event)
+            continue;
+        bool matters = event->body_case == TRAINERD__EVENT__BODY_STATE ||
+                       (event->body_case == TRAINERD__EVENT__BODY_STEP && event->step->step >= goal->step &&
+                        goal->step >= 0);
+        trainerd__event__free_unpacked(event, NULL);
+        if (matters)
+            return true;
+    }
+    return true;
+}
+
+static int wait_for(struct call *call, const struct goal *goal, struct err *err)
+{
+    bool subscribed = false;
+    for (;;) {
+        json_t *status;
+        if (!reach(call, goal, &status, err))
+            return call_fail(call, err);
+        if (!subscribed) { /* then the status once more: what happened in between is not missed */
+            json_decref(status);
+            if (!subscribe(call, err))
+                return call_fail(call, err);
+            subscribed = true;
+            continue;
+        }
+        int code = judge(goal, status, err);
+        if (code == EXIT_DONE && call->output == OUTPUT_JSON)
+            output_json(status);
+        else if (code == EXIT_DONE)
+            call_note(call, "%s%s%s", text_at(status, "state"), text_at(status, "run")[0] ? ", " : "",
+                      text_at(status, "run"));
+        json_decref(status);
+        if (code == EXIT_SHORT)
+            call_fail(call, err);
+        if (code >= 0)
+            return code;
+        if (out_of_time(call, goal, err) || !await_change(call, goal, err))
+            return call_fail(call, err);
+    }
+}
+
+int cmd_wait(struct call *call)
+{
+    static const char *const states[] = {"empty", "idle", "running", "paused", "busy", "failed", "stopping"};
+    struct err err = ERR_INIT;
+    struct goal goal = {.state = call_option(call, "state"), .step = -1};
+    bool known = !goal.state;
+    for (size_t i = 0; i < sizeof states / sizeof states[0]; i++)
+        known |= goal.state && strcmp(goal.state, states[i]) == 0;
+    if (!known) {
+        const char *near = err_nearest(goal.state, states, sizeof states / sizeof states[0]);
+        err_set(&err, ERR_INVALID, "there is no state \"%s\"", goal.state);
+        err_hint(&err, near ? "did you mean %s?" : "they are empty, idle, running, paused, busy, failed, stopping%s",
+                 near ? near : "");
+        return call_fail(call, &err);
+    }
+    if (!call_integer(call, "step", 0, INT64_MAX, &goal.step, &err))
+        return call_fail(call, &err);
+    if (call->timeout_s > 0)
+        goal.deadline_s = now_s() + call->timeout_s;
+    return wait_for(call, &goal, &err);
+}
+
+/* A command whose whole result is that it was done. */
+static int simple(struct call *call, Trainerd__Request *request, const char *note)
+{
+    struct err err = ERR_INIT;
+    json_t *result;
+    if (!call_ask_json(call, request, &result, &err))
+        return call_fail(call, &err);
+    if (call->output == OUTPUT_JSON)
+        output_json(result);
+    else
+        call_note(call, "%s", text_at(result, "text")[0] ? text_at(result, "text") : note);
+    json_decref(result);
+    return EXIT_DONE;
+}
+
+int cmd_pause(struct call *call)
+{
+    REQUEST(request, PAUSE, PauseRequest, pause);
+    return simple(call, &request, "paused");
+}
+
+int cmd_resume(struct call *call)
+{
+    REQUEST(request, RESUME, ResumeRequest, resume);
+    return simple(call, &request, "resumed");
+}
+
+int cmd_stop(struct call *call)
+{
+    REQUEST(request, STOP, StopRequest, stop);
+    return simple(call, &request, "stopped");
+}
+
+/* Returns when the daemon has gone, so that the next one may be started at once. */
+int cmd_shutdown(struct call *call)
+{
+    REQUEST(request, SHUTDOWN, ShutdownRequest, shutdown);
+    struct goal goal = {.step = -1, .deadline_s = call->timeout_s > 0 ? now_s() + call->timeout_s : 0};
+    int code = simple(call, &request, "the daemon ends");
+    while (code == EXIT_DONE) {
+        struct err err = ERR_INIT;
+        Trainerd__Event *event;
+        if (!client_event(&call->client, 0.2, &event, &err))
+            return EXIT_DONE;
+        if (event)
+            trainerd__event__free_unpacked(event, NULL);
+        if (out_of_time(call, &goal, &err))
+            return call_fail(call, &err);
+    }
+    return code;
+}

@@ -1,0 +1,89 @@
+#include "help.h"
+
+#include <string.h>
+
+bool help_is_group(const char *word)
+{
+    size_t bytes = strlen(word);
+    for (int i = 0; bytes > 0 && i < command_count; i++)
+        if (strncmp(commands[i].name, word, bytes) == 0 && commands[i].name[bytes] == ' ')
+            return true;
+    return false;
+}
+
+void help_flag_name(char flag[LIMIT_NAME_BYTES], enum keys_of keys, const struct key *key)
+{
+    const char *dot = strrchr(key->name, '.'), *prefix;
+    const struct key *found = NULL;
+    struct err err = ERR_INIT;
+    size_t count;
+    call_keys(keys, &count, &prefix);
+    const char *name = key->name + (strncmp(key->name, prefix, strlen(prefix)) == 0 ? strlen(prefix) : 0);
+    if (dot && call_key_find(keys, dot + 1, &found, &err) && found == key)
+        name = dot + 1;
+    snprintf(flag, LIMIT_NAME_BYTES, "%s", name);
+    for (char *at = flag; *at; at++)
+        *at = *at == '_' ? '-' : *at;
+}
+
+static void usage_line(FILE *out, const struct command *command)
+{
+    char usage[LIMIT_NAME_BYTES];
+    snprintf(usage, sizeof usage, "%s%s%s", command->name, command->arguments[0] ? " " : "", command->arguments);
+    int wide = 0; /* … is three bytes and one character */
+    for (const char *at = usage; *at; at++)
+        wide += ((unsigned char)*at & 0xc0) == 0x80;
+    fprintf(out, "  %-*s %s%s\n", 34 + wide, usage, command->help, command->run ? "" : " (not built yet)");
+}
+
+void help_all(FILE *out, const char *group)
+{
+    size_t bytes = strlen(group);
+    fprintf(out, "trainctl [--connect ADDR] [-o table|json|csv] [-q] [--timeout S] COMMAND …\n\n");
+    for (int i = 0; i < command_count; i++)
+        if (bytes == 0 || (strncmp(commands[i].name, group, bytes) == 0 && commands[i].name[bytes] == ' '))
+            usage_line(out, &commands[i]);
+    fprintf(out, "\nOptions of every command:\n"
+                 "  --connect ADDR        the daemon's socket, unix:PATH (else $TRAINERD_CONNECT, else trainerd.sock in\n"
+                 "                        $XDG_STATE_HOME/trainerd or ~/.local/state/trainerd)\n"
+                 "  -o, --output FORM     table, json (the protocol's field names) or csv\n"
+                 "  -q, --quiet           no notes on stderr\n"
+                 "  --timeout S           give up after so many seconds (exit 4)\n"
+                 "  --help, --version\n\n"
+                 "Exit: 0 done, 1 refused or failed, 2 wrong usage or not built yet, 3 no daemon there, 4 timed out,\n"
+                 "5 the run ended short of its target. trainctl COMMAND --help says more.\n");
+}
+
+static void key_lines(FILE *out, enum keys_of keys)
+{
+    size_t count;
+    const char *prefix;
+    const struct key *table = call_keys(keys, &count, &prefix);
+    for (size_t i = 0; i < count; i++) {
+        char flag[LIMIT_NAME_BYTES];
+        if (strncmp(table[i].name, prefix, strlen(prefix)) != 0)
+            continue;
+        help_flag_name(flag, keys, &table[i]);
+        fprintf(out, "  --%-20s %s\n", flag, table[i].help);
+    }
+}
+
+void help_command(FILE *out, const struct command *command)
+{
+    fprintf(out, "trainctl %s%s%s\n    %s\n", command->name, command->arguments[0] ? " " : "", command->arguments,
+            command->help);
+    if (!command->run)
+        fprintf(out, "    This is not built yet.\n");
+    if (command->more)
+        fprintf(out, "\n%s\n", command->more);
+    if (command->options[0].name || command->keys != KEYS_NONE)
+        fprintf(out, "\nOptions:\n");
+    for (int i = 0; i < CALL_OPTIONS && command->options[i].name; i++) {
+        const struct option *option = &command->options[i];
+        char text[64];
+        snprintf(text, sizeof text, "%s%s%s%s", strlen(option->name) == 1 ? "-" : "--", option->name,
+                 option->argument ? " " : "", option->argument ? option->argument : "");
+        fprintf(out, "  %-22s %s\n", text, option->help);
+    }
+    key_lines(out, command->keys);
+}
