@@ -207,7 +207,8 @@ static bool unknown_option(const struct call *call, const char *name, struct err
 }
 
 /* A command's own option, then a key of its table, then a global one. */
-static bool option(struct call *call, struct reader *reader, const char *name, const char *attached, struct err *err)
+static bool option(struct call *call, struct reader *reader, const char *name, const char *attached,
+                   struct err *err)
 {
     const struct command *command = call->command;
     const struct key *key;
@@ -454,7 +455,8 @@ bool call_absolute(char absolute[LIMIT_PATH_BYTES], const char *path, struct err
         return err_errno(err, "cannot tell the present folder");
     int wrote = snprintf(absolute, LIMIT_PATH_BYTES, "%s%s%s", here, here[0] ? "/" : "", path);
     if (wrote < 0 || wrote >= LIMIT_PATH_BYTES)
-        return err_set(err, ERR_INVALID, "the path is longer than %d bytes: %.100s…", LIMIT_PATH_BYTES - 1, path);
+        return err_set(err, ERR_INVALID, "the path is longer than %d bytes: %.100s…", LIMIT_PATH_BYTES - 1,
+                       path);
     return true;
 }
 

@@ -74,10 +74,10 @@ int cmd_checkpoint_delete(struct call *call)
 int cmd_checkpoint_list(struct call *call)
 {
     static const struct column columns[] = {
-        {"name", "name", AS_TEXT, 0},     {"step", "step", AS_INTEGER, 0},
-        {"run", "run", AS_TEXT, 0},       {"policy", "policy", AS_TEXT, 0},
-        {"bytes", "bytes", AS_BYTES, 0},  {"health", "health", AS_TEXT, 0},
-        {"saved", "saved", AS_TEXT, 0},   {"total_steps", "total_steps", AS_INTEGER, 0},
+        {"name", "name", AS_TEXT, 0},       {"step", "step", AS_INTEGER, 0},
+        {"run", "run", AS_TEXT, 0},         {"policy", "policy", AS_TEXT, 0},
+        {"bytes", "bytes", AS_BYTES, 0},    {"health", "health", AS_TEXT, 0},
+        {"saved", "saved", AS_TEXT, 0},     {"total_steps", "total_steps", AS_INTEGER, 0},
         {"problem", "problem", AS_TEXT, 0},
     };
     struct err err = ERR_INIT;
@@ -85,7 +85,8 @@ int cmd_checkpoint_list(struct call *call)
     REQUEST(request, CHECKPOINT_LIST, CheckpointListRequest, checkpoint_list);
     if (!call_ask_json(call, &request, &list, &err))
         return call_fail(call, &err);
-    output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(list, "checkpoints"), list);
+    output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(list, "checkpoints"),
+                list);
     json_decref(list);
     return EXIT_DONE;
 }

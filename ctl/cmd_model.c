@@ -66,8 +66,9 @@ int cmd_export(struct call *call)
 
 int cmd_evaluate(struct call *call)
 {
-    static const struct column columns[] = {
-        {"loss", "loss", AS_EXACT, 0}, {"labelled_tokens", "labelled_tokens", AS_INTEGER, 0}, {"text", "", AS_TEXT, 0}};
+    static const struct column columns[] = {{"loss", "loss", AS_EXACT, 0},
+                                            {"labelled_tokens", "labelled_tokens", AS_INTEGER, 0},
+                                            {"text", "", AS_TEXT, 0}};
     struct err err = ERR_INIT;
     char path[LIMIT_PATH_BYTES];
     REQUEST(request, EVALUATE, EvaluateRequest, evaluate);

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const char *compute, struct err *err)
+bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const char *compute,
+                         struct err *err)
 {
     struct policy parsed;
     if (!policy[0] && compute) {
@@ -47,10 +48,14 @@ static void print_conversion(const json_t *c)
 }
 
 static const struct column conversion_columns[] = {
-    {"bytes_per_parameter_before", "", AS_REAL, 0}, {"bytes_per_parameter_after", "", AS_REAL, 0},
-    {"bytes_before", "", AS_INTEGER, 0},            {"bytes_after", "", AS_INTEGER, 0},
-    {"bytes_peak", "", AS_INTEGER, 0},              {"exact", "", AS_TEXT, 0},
-    {"largest_relative_change", "", AS_REAL, 0},    {"changed_share", "", AS_REAL, 0},
+    {"bytes_per_parameter_before", "", AS_REAL, 0},
+    {"bytes_per_parameter_after", "", AS_REAL, 0},
+    {"bytes_before", "", AS_INTEGER, 0},
+    {"bytes_after", "", AS_INTEGER, 0},
+    {"bytes_peak", "", AS_INTEGER, 0},
+    {"exact", "", AS_TEXT, 0},
+    {"largest_relative_change", "", AS_REAL, 0},
+    {"changed_share", "", AS_REAL, 0},
 };
 
 void output_conversion(const struct call *call, const json_t *conversion)
@@ -58,7 +63,8 @@ void output_conversion(const struct call *call, const json_t *conversion)
     if (call->output == OUTPUT_TABLE)
         print_conversion(conversion);
     else
-        output_object(call, conversion_columns, sizeof conversion_columns / sizeof conversion_columns[0], conversion);
+        output_object(call, conversion_columns, sizeof conversion_columns / sizeof conversion_columns[0],
+                      conversion);
 }
 
 void note_policy(const struct call *call, const char *text, double beta2)
@@ -103,7 +109,8 @@ int cmd_set_optimizer(struct call *call)
         return call_fail(call, &err);
     }
     if (!policy_with_compute(policy, named, call_option(call, "compute"), &err) ||
-        !call_integer(call, "at-step", 1, INT64_MAX, &at_step, &err) || !check_settings(call, &settings, &err))
+        !call_integer(call, "at-step", 1, INT64_MAX, &at_step, &err) ||
+        !check_settings(call, &settings, &err))
         return call_fail(call, &err);
     request_body.policy = policy;
     request_body.settings = call->settings;
@@ -123,9 +130,12 @@ int cmd_set_optimizer(struct call *call)
 int cmd_audit(struct call *call)
 {
     static const struct column columns[] = {
-        {"rank", "rank", AS_INTEGER, 0},         {"tensor", "tensor", AS_TEXT, 0},
-        {"kind", "kind", AS_TEXT, 0},            {"dtype", "dtype", AS_TEXT, 0},
-        {"elements", "elements", AS_INTEGER, 0}, {"bytes", "bytes", AS_INTEGER, 0},
+        {"rank", "rank", AS_INTEGER, 0},
+        {"tensor", "tensor", AS_TEXT, 0},
+        {"kind", "kind", AS_TEXT, 0},
+        {"dtype", "dtype", AS_TEXT, 0},
+        {"elements", "elements", AS_INTEGER, 0},
+        {"bytes", "bytes", AS_INTEGER, 0},
     };
     struct err err = ERR_INIT;
     REQUEST(request, AUDIT, AuditRequest, audit);

@@ -34,9 +34,11 @@ static bool runs_of(struct call *call, json_t **runs, struct err *err)
 int cmd_runs(struct call *call)
 {
     static const struct column columns[] = {
-        {"run", "run", AS_TEXT, 0},         {"state", "state", AS_TEXT, 0},   {"step", "step", AS_INTEGER, 0},
-        {"steps", "steps", AS_INTEGER, 0},  {"loss", "loss", AS_REAL, 0},     {"policy", "policy", AS_TEXT, 0},
-        {"layout", "layout", AS_TEXT, 0},   {"started", "started", AS_TEXT, 0}, {"ended", "ended", AS_TEXT, 0},
+        {"run", "run", AS_TEXT, 0},       {"state", "state", AS_TEXT, 0},
+        {"step", "step", AS_INTEGER, 0},  {"steps", "steps", AS_INTEGER, 0},
+        {"loss", "loss", AS_REAL, 0},     {"policy", "policy", AS_TEXT, 0},
+        {"layout", "layout", AS_TEXT, 0}, {"started", "started", AS_TEXT, 0},
+        {"ended", "ended", AS_TEXT, 0},
     };
     struct err err = ERR_INIT;
     json_t *runs;
@@ -75,8 +77,8 @@ static bool choose_run(struct call *call, char run[LIMIT_NAME_BYTES], bool *runn
 }
 
 /* Takes each line of a run's file. false from take ends the reading. */
-static bool each_line(const char *path, bool (*take)(void *context, const char *line, size_t bytes), void *context,
-                      struct err *err)
+static bool each_line(const char *path, bool (*take)(void *context, const char *line, size_t bytes),
+                      void *context, struct err *err)
 {
     FILE *file = fopen(path, "re");
     char *line = NULL;
@@ -119,8 +121,8 @@ static int show_steps(struct call *call, const char *folder, const char *run, in
     bool read = records_path(path, sizeof path, folder, run, "events.jsonl", &err) &&
                 each_line(path, take_step, &steps, &err);
     if (read)
-        output_rows(call, csv ? step_columns_whole : step_columns, csv ? step_column_whole_count : step_column_count,
-                    steps.rows, steps.rows);
+        output_rows(call, csv ? step_columns_whole : step_columns,
+                    csv ? step_column_whole_count : step_column_count, steps.rows, steps.rows);
     json_decref(steps.rows);
     return read ? EXIT_DONE : call_fail(call, &err);
 }
@@ -149,12 +151,14 @@ static bool take_tensors(void *context, const char *line, size_t bytes)
     json_t *step = json_object_get(value, "step");
     const char *name;
     if (json_integer_value(step) >= tensors->since)
-        json_object_foreach (json_object_get(value, "tensors"), name, measures) {
+        json_object_foreach(json_object_get(value, "tensors"), name, measures)
+        {
             if (fnmatch(tensors->glob, name, 0) != 0)
                 continue;
-            json_t *row = json_pack("{sO, ss, sO*, sO*, sO*}", "step", step, "tensor", name, "update_quality",
-                                    json_array_get(measures, 2), "lost_update_share", json_array_get(measures, 0),
-                                    "stalled_v_share", json_array_get(measures, 1));
+            json_t *row =
+                json_pack("{sO, ss, sO*, sO*, sO*}", "step", step, "tensor", name, "update_quality",
+                          json_array_get(measures, 2), "lost_update_share", json_array_get(measures, 0),
+                          "stalled_v_share", json_array_get(measures, 1));
             if (tensors->rows) {
                 json_array_append_new(tensors->rows, row);
             } else {

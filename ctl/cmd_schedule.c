@@ -14,9 +14,8 @@ static bool count_steps(const struct recipe *recipe, int64_t *steps, struct err 
 {
     struct dataset dataset = {0};
     struct order order = {0};
-    struct order_options options = {.cutoff = recipe->cutoff,
-                                    .global_batch = recipe->global_batch,
-                                    .drop_last = recipe->drop_last};
+    struct order_options options = {
+        .cutoff = recipe->cutoff, .global_batch = recipe->global_batch, .drop_last = recipe->drop_last};
     if (recipe->steps >= 0) {
         *steps = recipe->steps;
         return true;
@@ -54,7 +53,8 @@ static bool read_recipe(const struct call *call, struct recipe *recipe, struct e
         snprintf(name, sizeof name, "%.*s", (int)(equals - call->settings[i]), call->settings[i]);
         if (!keys_set(keys, count, recipe, NULL, name, equals + 1, 0, err))
             return false;
-        if (strcmp(name, "epochs") == 0) /* said later, it replaces the file's steps; and the other way round */
+        if (strcmp(name, "epochs") ==
+            0) /* said later, it replaces the file's steps; and the other way round */
             recipe->steps = -1;
         if (strcmp(name, "steps") == 0)
             recipe->epochs = -1;
@@ -65,7 +65,7 @@ static bool read_recipe(const struct call *call, struct recipe *recipe, struct e
 static bool schedule_of_recipe(const struct call *call, struct schedule *schedule, struct err *err)
 {
     struct recipe recipe;
-    int64_t steps;
+    int64_t steps = 0;
     return read_recipe(call, &recipe, err) && count_steps(&recipe, &steps, err) &&
            schedule_resolve(schedule, &recipe.schedule, recipe.optimizer.lr, steps, err);
 }
@@ -87,16 +87,17 @@ static json_t *to_json(const struct schedule *s)
 {
     return json_pack("{ss, sI, sI, sI, sI, sf, sf, sf}", "kind", schedule_kind_name(s->kind), "steps",
                      (json_int_t)s->steps, "warmup_steps", (json_int_t)s->warmup, "decay_steps",
-                     (json_int_t)s->decay_end, "wsd_decay", (json_int_t)s->wsd_decay, "warmup_init", s->warmup_init,
-                     "peak_lr", s->lr, "min_lr", s->min_lr);
+                     (json_int_t)s->decay_end, "wsd_decay", (json_int_t)s->wsd_decay, "warmup_init",
+                     s->warmup_init, "peak_lr", s->lr, "min_lr", s->min_lr);
 }
 
 static json_t *rows_of(const struct schedule *schedule)
 {
     json_t *rows = json_array();
     for (int64_t k = 0; rows && k < schedule->steps; k++)
-        json_array_append_new(rows, json_pack("{sI, sf, sf}", "step", (json_int_t)k, "f",
-                                              schedule_multiplier(schedule, k), "lr", schedule_lr(schedule, k)));
+        json_array_append_new(rows,
+                              json_pack("{sI, sf, sf}", "step", (json_int_t)k, "f",
+                                        schedule_multiplier(schedule, k), "lr", schedule_lr(schedule, k)));
     return rows;
 }
 
@@ -125,9 +126,10 @@ static void draw(const struct schedule *schedule)
 static void describe(const struct call *call, const struct schedule *s)
 {
     char note[512];
-    call_note(call, "%s: N = %lld steps, W = %lld warm-up steps, decay ends at %lld, peak lr %.6g, min_lr %.6g",
-              schedule_kind_name(s->kind), (long long)s->steps, (long long)s->warmup, (long long)s->decay_end, s->lr,
-              s->min_lr);
+    call_note(call,
+              "%s: N = %lld steps, W = %lld warm-up steps, decay ends at %lld, peak lr %.6g, min_lr %.6g",
+              schedule_kind_name(s->kind), (long long)s->steps, (long long)s->warmup, (long long)s->decay_end,
+              s->lr, s->min_lr);
     schedule_note(s, note, sizeof note);
     if (note[0])
         call_note(call, "note: %s", note);

@@ -52,7 +52,8 @@ static const struct column status_columns[] = {
 static void print_cell(const json_t *status, const char *label, const char *field, enum column_kind kind)
 {
     char text[64];
-    printf("%s%s", label, output_cell(text, sizeof text, status, &(struct column){.field = field, .kind = kind}));
+    printf("%s%s", label,
+           output_cell(text, sizeof text, status, &(struct column){.field = field, .kind = kind}));
 }
 
 static void print_run(const json_t *status)
@@ -77,9 +78,9 @@ static void print_run(const json_t *status)
 
 static void print_policy(const json_t *policy)
 {
-    printf("policy    %s: weight %s, m %s, v %s, accumulate %s, reduce %s, compute %s; ", text_at(policy, "name"),
-           text_at(policy, "weight"), text_at(policy, "m"), text_at(policy, "v"), text_at(policy, "accumulate"),
-           text_at(policy, "reduce"), text_at(policy, "compute"));
+    printf("policy    %s: weight %s, m %s, v %s, accumulate %s, reduce %s, compute %s; ",
+           text_at(policy, "name"), text_at(policy, "weight"), text_at(policy, "m"), text_at(policy, "v"),
+           text_at(policy, "accumulate"), text_at(policy, "reduce"), text_at(policy, "compute"));
     print_cell(policy, "", "bytes_per_parameter", AS_REAL);
     printf(" bytes a parameter\n");
 }
@@ -88,8 +89,7 @@ static void print_warnings(const json_t *list, const char *label)
 {
     size_t i;
     json_t *text;
-    json_array_foreach ((json_t *)(uintptr_t)list, i, text)
-        printf("%s%s\n", label, json_string_value(text));
+    json_array_foreach((json_t *)(uintptr_t)list, i, text) printf("%s%s\n", label, json_string_value(text));
 }
 
 static void print_status(const json_t *status)
@@ -147,7 +147,10 @@ static bool out_of_time(const struct call *call, const struct goal *goal, struct
     if (goal->deadline_s <= 0 || now_s() < goal->deadline_s)
         return false;
     err_set(err, ERR_TIMEOUT, "%s was not reached within %g s",
-            goal->step >= 0 ? "the step" : goal->state ? goal->state : "a daemon", call->timeout_s);
+            goal->step >= 0 ? "the step"
+            : goal->state   ? goal->state
+                            : "a daemon",
+            call->timeout_s);
     return !err_hint(err, "trainctl status shows what the daemon does");
 }
 
@@ -213,7 +216,8 @@ static bool subscribe(struct call *call, struct err *err)
     return true;
 }
 
-/* Until something happened that may matter: a state, or a step that reaches the goal; or a second has passed. */
+/* Until something happened that may matter: a state, or a step that reaches the goal; or a second has passed.
+ */
 static bool await_change(struct call *call, const struct goal *goal, struct err *err)
 {
     double until = now_s() + 1;
@@ -276,7 +280,9 @@ int cmd_wait(struct call *call)
     if (!known) {
         const char *near = err_nearest(goal.state, states, sizeof states / sizeof states[0]);
         err_set(&err, ERR_INVALID, "there is no state \"%s\"", goal.state);
-        err_hint(&err, near ? "did you mean %s?" : "they are empty, idle, running, paused, busy, failed, stopping%s",
+        err_hint(&err,
+                 near ? "did you mean %s?"
+                      : "they are empty, idle, running, paused, busy, failed, stopping%s",
                  near ? near : "");
         return call_fail(call, &err);
     }

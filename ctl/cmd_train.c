@@ -58,7 +58,8 @@ static int began(struct call *call, const struct recipe *recipe, const json_t *t
         output_json(trained);
     else if (!follow)
         printf("%s\n", run);
-    call_note(call, "%s: %lld steps%s%s", run, (long long)steps, text && text[0] ? "; " : "", text ? text : "");
+    call_note(call, "%s: %lld steps%s%s", run, (long long)steps, text && text[0] ? "; " : "",
+              text ? text : "");
     if (json_is_object(conversion) && call->output == OUTPUT_TABLE && !follow)
         output_conversion(call, conversion);
     note_schedule(call, recipe, steps);

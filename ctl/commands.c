@@ -1,4 +1,5 @@
-/* The table of commands: one row says all that is known about one. A row without a function is not built yet. */
+/* The table of commands: one row says all that is known about one. A row without a function is not built yet.
+ */
 #include "commands.h"
 
 #include "call.h"
@@ -13,7 +14,7 @@
 
 const struct command commands[] = {
     {"status", "", 0, 0, "what the daemon is doing", .run = cmd_status},
-    {"top", "", 0, 0, "a live screen"},
+    {"top", "", 0, 0, "a live screen", .run = NULL},
     {"wait", "", 0, 0, "block until a step or a state, connecting first if need be", .run = cmd_wait,
      .more = "Without options it waits until the daemon answers. Exit 5 when the run ends before the step, or fails.",
      .options = {{"step", "N", "until the run has finished N updates"},
@@ -25,8 +26,18 @@ const struct command commands[] = {
     {"export", "DIR", 1, 1, "write the model as a hub-shaped folder", .run = cmd_export,
      .options = {{"dtype", "TYPE", "bf16 (default) or fp32"}}},
 
-    {"data prepare", "FILES…", 1, CALL_ARGUMENTS, "chat JSONL or text files to a dataset"},
-    {"data show", "DIR", 1, 1, "statistics and samples of a dataset"},
+    {"data prepare", "FILES…", 1, CALL_ARGUMENTS, "chat JSONL or text files to a dataset", .run = cmd_data_prepare,
+     .more = "*.jsonl, *.ndjson, *.json: a JSON object a line, {\"messages\": [{\"role\": …, \"content\": …}, …]} or\n"
+             "{\"text\": …}; anything else is a text. Of a chat, what the assistant says is trained on.",
+     .options = {{"o", "DIR", "the dataset's folder; it appears whole or not at all"},
+                 {"sort-by", "FIELD", "a field of every line; its order is what `order: sorted` means"},
+                 {"cutoff", "N", "tokens a row (32768 for chats, 1024 for texts)"},
+                 {"overwrite", NULL, "replace a dataset that is there"}}},
+    {"data show", "DIR", 1, 1, "statistics of a dataset, and samples with what is trained on marked",
+     .run = cmd_data_show,
+     .options = {{"first", "ROW", "the first row shown (0)"},
+                 {"count", "N", "how many rows (3)"},
+                 {"all-tokens", NULL, "whole rows; without it 512 tokens of each"}}},
 
     {"train", "[RECIPE.yaml]", 0, 1, "start a run from a recipe, flags, or both", .run = cmd_train, .keys = KEYS_RECIPE,
      .more = "Flags are the recipe's keys and win over the file; --lr is optimizer.lr, --lr=1e-4 is the same.\n"
@@ -39,9 +50,9 @@ const struct command commands[] = {
     {"resume", "", 0, 0, "go on with a paused run", .run = cmd_resume},
     {"stop", "", 0, 0, "end the run; a final checkpoint is saved", .run = cmd_stop},
 
-    {"forward-backward", "FILE", 1, 1, "gradients of a batch, without an update"},
-    {"optim-step", "", 0, 0, "an update from the gradients there are"},
-    {"zero-grad", "", 0, 0, "forget the gradients there are"},
+    {"forward-backward", "FILE", 1, 1, "gradients of a batch, without an update", .run = NULL},
+    {"optim-step", "", 0, 0, "an update from the gradients there are", .run = NULL},
+    {"zero-grad", "", 0, 0, "forget the gradients there are", .run = NULL},
 
     {"set-optimizer", "[POLICY]", 0, 1, "swap the precision policy, or change the optimizer's settings, live",
      .run = cmd_set_optimizer, .keys = KEYS_OPTIMIZER, .more = POLICIES,
@@ -52,8 +63,8 @@ const struct command commands[] = {
      .run = cmd_schedule, .keys = KEYS_RECIPE,
      .options = {{"plot", NULL, "draw it in the terminal instead of printing it"}}},
 
-    {"set-layout", "LAYOUT", 1, 1, "reshard live"},
-    {"plan", "", 0, 0, "the layouts that fit and what they cost"},
+    {"set-layout", "LAYOUT", 1, 1, "reshard live", .run = NULL},
+    {"plan", "", 0, 0, "the layouts that fit and what they cost", .run = NULL},
     {"audit", "", 0, 0, "every persistent tensor, its dtype and its bytes", .run = cmd_audit},
 
     {"runs", "", 0, 0, "past and present runs", .run = cmd_runs},
@@ -63,8 +74,8 @@ const struct command commands[] = {
                  {"follow", NULL, "go on as steps end; Ctrl-C leaves the run going"},
                  {"since", "N", "from step N on"},
                  {"tensor", "GLOB", "the precision measures of each tensor whose name matches"}}},
-    {"plot", "", 0, 0, "a picture of runs"},
-    {"compare", "RECIPE.yaml", 1, 1, "the same recipe under several policies"},
+    {"plot", "", 0, 0, "a picture of runs", .run = NULL},
+    {"compare", "RECIPE.yaml", 1, 1, "the same recipe under several policies", .run = NULL},
 
     {"checkpoint save", "[NAME]", 0, 1, "save everything that decides the next step", .run = cmd_checkpoint_save},
     {"checkpoint load", "[NAME]", 0, 1, "go on from one; without a name the newest that verifies",
@@ -74,7 +85,7 @@ const struct command commands[] = {
     {"checkpoint verify", "NAME", 1, 1, "read one through and compare its checksums", .run = cmd_checkpoint_verify},
     {"checkpoint delete", "NAME", 1, 1, "remove one", .run = cmd_checkpoint_delete},
 
-    {"generate", "PROMPT", 1, 1, "sample from the model being trained"},
+    {"generate", "PROMPT", 1, 1, "sample from the model being trained", .run = NULL},
     {"doctor", "", 0, 0, "what this machine has, what is missing, how fast it is", .run = cmd_doctor,
      .options = {{"quick", NULL, "without the measurements"},
                  {"state-dir", "DIR", "where the measured rates are kept for the daemon (its state folder)"}}},

@@ -17,6 +17,10 @@ int cmd_load(struct call *call);
 int cmd_export(struct call *call);
 int cmd_evaluate(struct call *call);
 
+/* cmd_data.c */
+int cmd_data_prepare(struct call *call);
+int cmd_data_show(struct call *call);
+
 /* cmd_train.c */
 int cmd_train(struct call *call);
 

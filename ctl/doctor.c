@@ -12,13 +12,15 @@
 static bool keep(const char *folder, const struct doctor_rates *rates, struct err *err)
 {
     char path[LIMIT_PATH_BYTES + 32];
-    json_t *json = json_pack("{sf, sf, si, ss}", "product_flops", rates->product_flops, "copy_bytes_per_second",
-                             rates->copy_bytes_per_second, "threads", rates->threads, "device", rates->device);
+    json_t *json =
+        json_pack("{sf, sf, si, ss}", "product_flops", rates->product_flops, "copy_bytes_per_second",
+                  rates->copy_bytes_per_second, "threads", rates->threads, "device", rates->device);
     char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
     json_decref(json);
     if (!text)
         return err_set(err, ERR_MEMORY, "no memory for doctor.json");
-    bool kept = file_make_folder(folder, 0700, err) && file_join(path, sizeof path, folder, "doctor.json", err) &&
+    bool kept = file_make_folder(folder, 0700, err) &&
+                file_join(path, sizeof path, folder, "doctor.json", err) &&
                 file_replace(path, text, strlen(text), err);
     free(text);
     return kept;
@@ -36,9 +38,11 @@ static bool find_folder(struct call *call, char folder[LIMIT_PATH_BYTES], struct
 
 static void print_rates(const struct doctor_rates *rates, const char *folder)
 {
-    printf("\nlarge bf16 product  %.1f GFLOP/s with %d threads\n", rates->product_flops * 1e-9, rates->threads);
+    printf("\nlarge bf16 product  %.1f GFLOP/s with %d threads\n", rates->product_flops * 1e-9,
+           rates->threads);
     printf("copy                %.2f GB/s, read plus written\n", rates->copy_bytes_per_second * 1e-9);
-    printf("kept in             %s/doctor.json (a daemon started from now on shows its utilization)\n", folder);
+    printf("kept in             %s/doctor.json (a daemon started from now on shows its utilization)\n",
+           folder);
 }
 
 int cmd_doctor(struct call *call)

@@ -4,7 +4,6 @@
 #include "device.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,18 +17,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void add(json_t *checks, const char *check, const char *state, const char *hint, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
+static void add(json_t *checks, const char *check, const char *state, const char *hint, const char *format,
+                ...) __attribute__((format(printf, 5, 6)));
 
-static void add(json_t *checks, const char *check, const char *state, const char *hint, const char *format, ...)
+static void add(json_t *checks, const char *check, const char *state, const char *hint, const char *format,
+                ...)
 {
     char found[512];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(found, sizeof found, format, arguments);
     va_end(arguments);
-    json_array_append_new(checks, json_pack("{ss, ss, ss, ss}", "check", check, "state", state, "found", found, "do",
-                                            hint));
+    json_array_append_new(
+        checks, json_pack("{ss, ss, ss, ss}", "check", check, "state", state, "found", found, "do", hint));
 }
 
 /* The value of "key…: value" in a file of such lines. */
@@ -131,8 +131,8 @@ static void check_memory(json_t *checks, const char *state_folder)
     add(checks, "memory", "ok", "", "%.1f GB, %.1f GB available%s", strtod(total, NULL) * 1024e-9,
         strtod(available, NULL) * 1024e-9, limit_text);
     if (statvfs(state_folder, &disk) == 0)
-        add(checks, "disk", "ok", "", "%.1f GB free at %s", (double)disk.f_bavail * (double)disk.f_frsize * 1e-9,
-            state_folder);
+        add(checks, "disk", "ok", "", "%.1f GB free at %s",
+            (double)disk.f_bavail * (double)disk.f_frsize * 1e-9, state_folder);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0)
         add(checks, "open files", files.rlim_max >= 1024 ? "ok" : "note",
             files.rlim_max >= 1024 ? "" : "raise it with ulimit -Hn for more clients", "%llu, at most %llu",
@@ -151,8 +151,8 @@ static void check_mpi_root(json_t *checks)
         return;
     bool told = is_set("OMPI_ALLOW_RUN_AS_ROOT") && is_set("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM");
     add(checks, "mpirun as root", told ? "ok" : "missing",
-        told ? "" : "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, or use another user", "%s",
-        told ? "allowed by the environment" : "Open MPI refuses root unless told twice");
+        told ? "" : "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, or use another user",
+        "%s", told ? "allowed by the environment" : "Open MPI refuses root unless told twice");
 }
 
 static void check_mpi_slots(json_t *checks)
@@ -160,10 +160,12 @@ static void check_mpi_slots(json_t *checks)
     bool told = is_set("OMPI_MCA_rmaps_base_oversubscribe");
     add(checks, "mpirun slots", told ? "ok" : "note",
         told ? "" : "for more ranks than cores: export OMPI_MCA_rmaps_base_oversubscribe=1", "%s",
-        told ? "more ranks than cores are allowed by the environment" : "mpirun starts at most one rank a physical core");
+        told ? "more ranks than cores are allowed by the environment"
+             : "mpirun starts at most one rank a physical core");
 }
 
-/* May one process read another's memory, as Open MPI moves large messages between ranks? Tried with two children. */
+/* May one process read another's memory, as Open MPI moves large messages between ranks? Tried with two
+ * children. */
 static bool single_copy_works(void)
 {
     static char there[64] = "there", here[64];
@@ -199,22 +201,22 @@ static void check_mpi_copy(json_t *checks)
     bool none = set && strcmp(set, "none") == 0, works = single_copy_works();
     add(checks, "mpi single copy", works || none ? "ok" : "missing",
         works || none ? "" : "export OMPI_MCA_btl_vader_single_copy_mechanism=none", "%s",
-        works ? "ranks may read each other's memory (process_vm_readv)"
+        works  ? "ranks may read each other's memory (process_vm_readv)"
         : none ? "process_vm_readv is forbidden here, and the environment tells Open MPI so"
                : "process_vm_readv is forbidden here: every large message would fail");
 }
 
 static void check_mpi(json_t *checks)
 {
-    char where[PATH_MAX], version[256];
+    char where[4096], version[256];
     if (!on_path("mpirun", where, sizeof where)) {
         add(checks, "Open MPI", "missing", "apt-get install openmpi-bin", "there is no mpirun in PATH");
         return;
     }
     first_line("mpirun --version 2>/dev/null", version, sizeof version);
     bool open_mpi = strstr(version, "Open MPI") != NULL || strstr(version, "OpenRTE") != NULL;
-    add(checks, "Open MPI", open_mpi ? "ok" : "missing", open_mpi ? "" : "apt-get install openmpi-bin", "%s: %s", where,
-        version[0] ? version : "does not say its version");
+    add(checks, "Open MPI", open_mpi ? "ok" : "missing", open_mpi ? "" : "apt-get install openmpi-bin",
+        "%s: %s", where, version[0] ? version : "does not say its version");
     check_mpi_root(checks);
     check_mpi_slots(checks);
     check_mpi_copy(checks);
@@ -228,7 +230,7 @@ static void check_programs(json_t *checks)
         {"gnuplot", "gnuplot", "apt-get install gnuplot-nox", "trainctl plot and compare draw with it"},
         {"trainerd", "trainerd", "meson install, or put the build's daemon/ into PATH", "the daemon itself"},
     };
-    char where[PATH_MAX];
+    char where[4096];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         bool there = on_path(rows[i].program, where, sizeof where);
         add(checks, rows[i].check, there ? "ok" : "note", there ? "" : rows[i].package, "%s%s%s",

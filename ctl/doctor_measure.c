@@ -1,5 +1,5 @@
-/* The two rates that a step is held against: the large product, and the copy. Both as good as this machine gives them:
- * the best of several, after one that is not counted. */
+/* The two rates that a step is held against: the large product, and the copy. Both as good as this machine
+ * gives them: the best of several, after one that is not counted. */
 #include "doctor.h"
 
 #include "device.h"
@@ -43,7 +43,8 @@ static double time_product(struct device *device, void *out, const void *a, cons
     return best < 1e30 ? best : now_s() - begin;
 }
 
-/* Values between -1 and 1, of every sign and some exponents: a product of zeros may be quicker than a real one. */
+/* Values between -1 and 1, of every sign and some exponents: a product of zeros may be quicker than a real
+ * one. */
 static void fill(struct device *device, void *to, uint16_t *host, uint32_t seed)
 {
     for (size_t i = 0; i < (size_t)SIDE * SIDE; i++) {

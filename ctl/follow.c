@@ -25,7 +25,10 @@ const struct column step_columns[] = {
 };
 const int step_column_count = sizeof step_columns / sizeof step_columns[0];
 
-#define WHOLE(field, kind) {field, field, kind, 0}
+#define WHOLE(field, kind)                                                                                   \
+    {                                                                                                        \
+        field, field, kind, 0                                                                                \
+    }
 const struct column step_columns_whole[] = {
     WHOLE("run", AS_TEXT),
     WHOLE("step", AS_INTEGER),
@@ -71,6 +74,11 @@ void follow_catch_interrupt(void)
 bool follow_interrupted(void)
 {
     return interrupts > 0;
+}
+
+const volatile sig_atomic_t *follow_interrupt_flag(void)
+{
+    return &interrupts;
 }
 
 struct follow {
@@ -205,8 +213,8 @@ static int verdict(struct follow *f)
         trainerd__reply__free_unpacked(reply, NULL);
     }
     err = (struct err)ERR_INIT;
-    err_set(&err, ERR_RUN, "%s ended at step %lld of %lld (%s)", f->run, (long long)f->step, (long long)f->steps,
-            state[0] ? state : "unknown");
+    err_set(&err, ERR_RUN, "%s ended at step %lld of %lld (%s)", f->run, (long long)f->step,
+            (long long)f->steps, state[0] ? state : "unknown");
     err_why(&err, "%s", why);
     call_fail(f->call, &err);
     return EXIT_SHORT;
@@ -242,7 +250,7 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
     if (!bar || whole)
         output_stream_header(call, whole ? step_columns_whole : step_columns,
                              whole ? step_column_whole_count : step_column_count);
-    double deadline = call->timeout_s > 0 ? now_s() + call->timeout_s : INFINITY;
+    double deadline = call->timeout_s > 0 ? now_s() + call->timeout_s : (double)INFINITY;
     while (!f.ended && !follow_interrupted()) {
         Trainerd__Event *event;
         bool there = client_event(&call->client, 0.5, &event, &err);

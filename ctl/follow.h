@@ -3,8 +3,11 @@
 
 #include "output.h"
 
-/* Until the run ends: EXIT_DONE when it reached its target, EXIT_SHORT when not. Ctrl-C leaves the run going, says so,
- * and is EXIT_DONE. bar: draw one (train --follow); else every step is a row on stdout (metrics --follow). */
+#include <signal.h>
+
+/* Until the run ends: EXIT_DONE when it reached its target, EXIT_SHORT when not. Ctrl-C leaves the run going,
+ * says so, and is EXIT_DONE. bar: draw one (train --follow); else every step is a row on stdout (metrics
+ * --follow). */
 int follow_run(struct call *call, const char *run, int64_t since, bool bar);
 
 /* The columns of a step, for people and whole. */
@@ -14,3 +17,4 @@ extern const int step_column_count, step_column_whole_count;
 /* true once Ctrl-C was pressed; follow_catch_interrupt begins to count them instead of dying. */
 void follow_catch_interrupt(void);
 bool follow_interrupted(void);
+const volatile sig_atomic_t *follow_interrupt_flag(void);

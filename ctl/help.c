@@ -29,7 +29,8 @@ void help_flag_name(char flag[LIMIT_NAME_BYTES], enum keys_of keys, const struct
 static void usage_line(FILE *out, const struct command *command)
 {
     char usage[LIMIT_NAME_BYTES];
-    snprintf(usage, sizeof usage, "%s%s%s", command->name, command->arguments[0] ? " " : "", command->arguments);
+    snprintf(usage, sizeof usage, "%s%s%s", command->name, command->arguments[0] ? " " : "",
+             command->arguments);
     int wide = 0; /* … is three bytes and one character */
     for (const char *at = usage; *at; at++)
         wide += ((unsigned char)*at & 0xc0) == 0x80;
@@ -43,15 +44,18 @@ void help_all(FILE *out, const char *group)
     for (int i = 0; i < command_count; i++)
         if (bytes == 0 || (strncmp(commands[i].name, group, bytes) == 0 && commands[i].name[bytes] == ' '))
             usage_line(out, &commands[i]);
-    fprintf(out, "\nOptions of every command:\n"
-                 "  --connect ADDR        the daemon's socket, unix:PATH (else $TRAINERD_CONNECT, else trainerd.sock in\n"
-                 "                        $XDG_STATE_HOME/trainerd or ~/.local/state/trainerd)\n"
-                 "  -o, --output FORM     table, json (the protocol's field names) or csv\n"
-                 "  -q, --quiet           no notes on stderr\n"
-                 "  --timeout S           give up after so many seconds (exit 4)\n"
-                 "  --help, --version\n\n"
-                 "Exit: 0 done, 1 refused or failed, 2 wrong usage or not built yet, 3 no daemon there, 4 timed out,\n"
-                 "5 the run ended short of its target. trainctl COMMAND --help says more.\n");
+    fprintf(
+        out,
+        "\nOptions of every command:\n"
+        "  --connect ADDR        the daemon's socket, unix:PATH (else $TRAINERD_CONNECT, else trainerd.sock "
+        "in\n"
+        "                        $XDG_STATE_HOME/trainerd or ~/.local/state/trainerd)\n"
+        "  -o, --output FORM     table, json (the protocol's field names) or csv\n"
+        "  -q, --quiet           no notes on stderr\n"
+        "  --timeout S           give up after so many seconds (exit 4)\n"
+        "  --help, --version\n\n"
+        "Exit: 0 done, 1 refused or failed, 2 wrong usage or not built yet, 3 no daemon there, 4 timed out,\n"
+        "5 the run ended short of its target. trainctl COMMAND --help says more.\n");
 }
 
 static void key_lines(FILE *out, enum keys_of keys)
@@ -70,8 +74,8 @@ static void key_lines(FILE *out, enum keys_of keys)
 
 void help_command(FILE *out, const struct command *command)
 {
-    fprintf(out, "trainctl %s%s%s\n    %s\n", command->name, command->arguments[0] ? " " : "", command->arguments,
-            command->help);
+    fprintf(out, "trainctl %s%s%s\n    %s\n", command->name, command->arguments[0] ? " " : "",
+            command->arguments, command->help);
     if (!command->run)
         fprintf(out, "    This is not built yet.\n");
     if (command->more)

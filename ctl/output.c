@@ -170,17 +170,15 @@ static void print_table(const struct column *columns, int count, const json_t *r
     const json_t *row;
     for (int c = 0; c < count; c++)
         width[c] = seen_width(columns[c].title);
-    json_array_foreach ((json_t *)(uintptr_t)rows, i, row)
-        for (int c = 0; c < count; c++) {
-            int seen = seen_width(output_cell(cell, sizeof cell, row, &columns[c]));
-            width[c] = seen > width[c] ? seen : width[c];
-        }
+    json_array_foreach((json_t *)(uintptr_t)rows, i, row) for (int c = 0; c < count; c++)
+    {
+        int seen = seen_width(output_cell(cell, sizeof cell, row, &columns[c]));
+        width[c] = seen > width[c] ? seen : width[c];
+    }
     for (int c = 0; c < count; c++)
         print_padded(columns[c].title, width[c], is_right(&columns[c]), c == count - 1);
-    json_array_foreach ((json_t *)(uintptr_t)rows, i, row)
-        for (int c = 0; c < count; c++)
-            print_padded(output_cell(cell, sizeof cell, row, &columns[c]), width[c], is_right(&columns[c]),
-                         c == count - 1);
+    json_array_foreach((json_t *)(uintptr_t)rows, i, row) for (int c = 0; c < count; c++) print_padded(
+        output_cell(cell, sizeof cell, row, &columns[c]), width[c], is_right(&columns[c]), c == count - 1);
 }
 
 void output_rows(const struct call *call, const struct column *columns, int count, const json_t *rows,
@@ -195,8 +193,7 @@ void output_rows(const struct call *call, const struct column *columns, int coun
         break;
     case OUTPUT_CSV:
         csv_header(columns, count);
-        json_array_foreach ((json_t *)(uintptr_t)rows, i, row)
-            csv_row(columns, count, row);
+        json_array_foreach((json_t *)(uintptr_t)rows, i, row) csv_row(columns, count, row);
         break;
     case OUTPUT_TABLE:
         print_table(columns, count, rows);

@@ -1,5 +1,5 @@
-/* Tables, CSV and JSON, all from the same JSON values: a column says which field, its title, and how people read it.
- * CSV and JSON carry the plain value. Data go to stdout. */
+/* Tables, CSV and JSON, all from the same JSON values: a column says which field, its title, and how people
+ * read it. CSV and JSON carry the plain value. Data go to stdout. */
 #pragma once
 
 #include "call.h"
@@ -7,10 +7,10 @@
 enum column_kind {
     AS_TEXT,
     AS_INTEGER,
-    AS_BYTES,   /* 1.5 GB */
-    AS_REAL,    /* 4 significant digits */
-    AS_EXACT,   /* 17 significant digits */
-    AS_RATE,    /* 2 digits after the point where small: lr */
+    AS_BYTES, /* 1.5 GB */
+    AS_REAL,  /* 4 significant digits */
+    AS_EXACT, /* 17 significant digits */
+    AS_RATE,  /* 2 digits after the point where small: lr */
     AS_SECONDS
 };
 
@@ -43,5 +43,6 @@ const char *output_duration(char *text, size_t text_bytes, double seconds);
 /* The policy's canonical text with --compute's type in it; "" stays "". compute NULL: not said. */
 bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const char *compute,
                          struct err *err) MUST_USE;
-void note_policy(const struct call *call, const char *policy, double beta2); /* its warnings and notes, to stderr */
+void note_policy(const struct call *call, const char *policy,
+                 double beta2); /* its warnings and notes, to stderr */
 void output_conversion(const struct call *call, const json_t *conversion);
