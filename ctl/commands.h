@@ -43,5 +43,9 @@ int cmd_checkpoint_list(struct call *call);
 int cmd_checkpoint_verify(struct call *call);
 int cmd_checkpoint_delete(struct call *call);
 
+/* cmd_plot.c, cmd_compare.c */
+int cmd_plot(struct call *call);
+int cmd_compare(struct call *call);
+
 /* doctor.c */
 int cmd_doctor(struct call *call);

@@ -1,0 +1,127 @@
+/* plot: runs as pictures, from what they left in the state folder; needs no daemon. */
+#include "commands.h"
+#include "output.h"
+#include "plot_draw.h"
+#include "records.h"
+
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The latest run's name. */
+static bool latest_run(const char *folder, char run[LIMIT_NAME_BYTES], struct err *err)
+{
+    Trainerd__Runs *runs = NULL;
+    if (!records_runs(&runs, folder, err))
+        return false;
+    bool found = runs->n_runs > 0;
+    if (found)
+        snprintf(run, LIMIT_NAME_BYTES, "%s", runs->runs[runs->n_runs - 1]->run);
+    trainerd__runs__free_unpacked(runs, NULL);
+    if (found)
+        return true;
+    err_set(err, ERR_NOT_FOUND, "there are no runs in %s", folder);
+    return err_hint(err, "start one: trainctl train RECIPE.yaml");
+}
+
+/* "bf16, then fp32-master (run 3)": what the curve of a run is called. */
+static void name_curve(char name[LIMIT_NAME_BYTES], const char *run, const json_t *steps)
+{
+    const json_t *first = json_array_get(steps, 0), *last = json_array_get(steps, json_array_size(steps) - 1);
+    const char *began = json_string_value(json_object_get(first, "policy"));
+    const char *ended = json_string_value(json_object_get(last, "policy"));
+    if (began == NULL || ended == NULL)
+        snprintf(name, LIMIT_NAME_BYTES, "%s", run);
+    else if (strcmp(began, ended) == 0)
+        snprintf(name, LIMIT_NAME_BYTES, "%.60s (%.40s)", began, run);
+    else
+        snprintf(name, LIMIT_NAME_BYTES, "%.36s, then %.36s (%.36s)", began, ended, run);
+}
+
+/* One run into every panel. */
+static bool add_run(struct plot *plot, const char *folder, const char *run, struct err *err)
+{
+    static const char *const fields[] = {"loss", "update_quality", "lr"};
+    char path[LIMIT_PATH_BYTES], name[LIMIT_NAME_BYTES];
+    json_t *steps = NULL;
+    if (!records_path(path, sizeof path, folder, run, "events.jsonl", err) ||
+        !plot_read_events(path, &steps, err))
+        return false;
+    name_curve(name, run, steps);
+    bool fine = true;
+    for (int p = 0; fine && p < plot->panel_count; p++)
+        fine = plot_panel_add(&plot->panels[p], name, steps, fields[p], err);
+    if (fine)
+        plot_mark_policies(plot, steps);
+    json_decref(steps);
+    return fine;
+}
+
+/* The system's viewer, left to itself. */
+static bool open_viewer(const char *path, struct err *err)
+{
+    extern char **environ;
+    char program[] = "xdg-open", file[LIMIT_PATH_BYTES];
+    char *arguments[] = {program, file, NULL};
+    pid_t child;
+    snprintf(file, sizeof file, "%s", path);
+    int failed = posix_spawnp(&child, program, NULL, NULL, arguments, environ);
+    if (failed == 0)
+        return true;
+    err_set(err, ERR_NOT_FOUND, "no viewer could be started for %s", path);
+    err_why(err, "xdg-open: %s", strerror(failed));
+    return err_hint(err, "open it by hand");
+}
+
+/* "A,B,…" or NULL, the latest; *first is the first one's name. */
+static bool add_runs(struct plot *plot, const char *folder, const char *named, char first[LIMIT_NAME_BYTES],
+                     struct err *err)
+{
+    char *list, *rest = NULL;
+    first[0] = '\0';
+    if (named == NULL)
+        return latest_run(folder, first, err) && add_run(plot, folder, first, err);
+    list = strdup(named);
+    bool fine = list != NULL || err_set(err, ERR_MEMORY, "no memory for the names");
+    for (char *run = list ? strtok_r(list, ",", &rest) : NULL; fine && run != NULL;
+         run = strtok_r(NULL, ",", &rest)) {
+        if (first[0] == '\0')
+            snprintf(first, LIMIT_NAME_BYTES, "%s", run);
+        fine = add_run(plot, folder, run, err);
+    }
+    free(list);
+    return fine;
+}
+
+int cmd_plot(struct call *call)
+{
+    struct err err = ERR_INIT;
+    char folder[LIMIT_PATH_BYTES], first[LIMIT_NAME_BYTES], name[LIMIT_NAME_BYTES + 8],
+        path[LIMIT_PATH_BYTES];
+    const char *paths[] = {path};
+    struct plot plot = {.panel_count = 3,
+                        .panels = {{.title = "loss", .log_scale = true},
+                                   {.title = "quality of the updates", .unit_range = true},
+                                   {.title = "learning rate"}}};
+    bool fine = call_state_folder(call, folder, &err);
+    call->no_daemon = false; /* none is needed */
+    fine = fine && add_runs(&plot, folder, call_option(call, "run"), first, &err);
+    if (fine) {
+        snprintf(name, sizeof name, "%s.png", first);
+        snprintf(plot.title, sizeof plot.title, "%s",
+                 call_option(call, "title") ? call_option(call, "title") : first);
+        fine = call_absolute(path, call_option(call, "out") ? call_option(call, "out") : name, &err) &&
+               plot_write(&plot, paths, 1, &err);
+    }
+    plot_done(&plot);
+    if (fine && call->output == OUTPUT_JSON) {
+        json_t *done = json_pack("{s:s}", "path", path);
+        output_json(done);
+        json_decref(done);
+    } else if (fine) {
+        puts(path);
+    }
+    fine = fine && (call_option(call, "open") == NULL || open_viewer(path, &err));
+    return fine ? EXIT_DONE : call_fail(call, &err);
+}
