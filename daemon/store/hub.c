@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define HEAD_NAME      "lm_head.weight"
 #define EMBEDDING_NAME "model.embed_tokens.weight"
@@ -118,11 +120,28 @@ static bool hub_reserve(struct hub *hub, struct err *err)
     return true;
 }
 
-bool hub_open(struct hub *hub, const char *folder, struct err *err)
+/* The folder, of a path to it or to its config.json. */
+static bool folder_path(char folder[LIMIT_PATH_BYTES], const char *path, struct err *err)
+{
+    if (snprintf(folder, LIMIT_PATH_BYTES, "%s", path) >= LIMIT_PATH_BYTES)
+        return err_set(err, ERR_INVALID, "the path is too long: %.80s…", path);
+    if (access(path, F_OK) != 0) {
+        err_set(err, ERR_NOT_FOUND, "there is no %s", path);
+        return err_hint(err, "name a folder as the hub has them, with config.json and safetensors");
+    }
+    char *slash = strrchr(folder, '/'), *last = slash ? slash + 1 : folder;
+    struct stat info;
+    if (strcmp(last, "config.json") == 0 && stat(path, &info) == 0 && S_ISREG(info.st_mode))
+        memcpy(last, slash ? "" : ".", slash ? 1 : 2);
+    return true;
+}
+
+bool hub_open(struct hub *hub, const char *path, struct err *err)
 {
     struct hub h = {0};
-    if (snprintf(h.folder, sizeof h.folder, "%s", folder) >= (int)sizeof h.folder)
-        return err_set(err, ERR_INVALID, "the path is too long: %.80s…", folder);
+    if (!folder_path(h.folder, path, err))
+        return false;
+    const char *folder = h.folder;
     if (!model_config_load(&h.config, folder, err) || !param_table_init(&h.table, &h.config, err) ||
         !safetensors_set_open(&h.files, folder, err) || !hub_reserve(&h, err) || !find_rows(&h, err) ||
         !refuse_strangers(&h, err)) {

@@ -47,8 +47,9 @@ struct hub {
  * valid during the call. */
 typedef void (*hub_sink)(void *context, int32_t tensor, int64_t start, const float *values, int64_t count);
 
-/* Config, names, shapes and dtypes: no weights are read. Errors name folder and tensor. */
-bool hub_open(struct hub *hub, const char *folder, struct err *err) MUST_USE;
+/* Config, names, shapes and dtypes: no weights are read. path: a folder, or its config.json. Errors name
+ * folder and tensor. */
+bool hub_open(struct hub *hub, const char *path, struct err *err) MUST_USE;
 void hub_close(struct hub *hub); /* zeroed: fine */
 
 /* A tied model's second head, by the index-th of `count` shares: ERR_INVALID when it is not the embedding's.
