@@ -19,11 +19,12 @@
     "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"head_dim\": 2, "    \
     "\"intermediate_size\": 3, \"vocab_size\": 4, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-6, " \
     "\"rope_theta\": 1000000.0, \"tie_word_embeddings\": true}"
-/* Large enough for slices, groups and tails: 2 blocks, hidden 24, vocabulary 301. */
+/* Large enough for slices, groups and tails: 2 blocks, hidden 25, vocabulary 301. FFN matrices of 1025
+ * elements: a tail of one. */
 #define SMALL_CONFIG                                                                                         \
-    "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_size\": 24, "           \
+    "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_size\": 25, "           \
     "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6, "    \
-    "\"intermediate_size\": 43, \"vocab_size\": 301, \"max_position_embeddings\": 64, \"rms_norm_eps\": "    \
+    "\"intermediate_size\": 41, \"vocab_size\": 301, \"max_position_embeddings\": 64, \"rms_norm_eps\": "    \
     "1e-6, "                                                                                                 \
     "\"rope_theta\": 1000000.0, \"tie_word_embeddings\": false}"
 

@@ -77,7 +77,7 @@ static void shards_are_safetensors(void **unused)
     const struct safetensor *t = safetensors_find(&file, "model.layers.1.mlp.up_proj.weight:m.scale:0");
     assert_non_null(t);
     assert_int_equal(t->dtype, DTYPE_BF16);
-    assert_int_equal(t->elements, (43 * 24 + 31) / 32);
+    assert_int_equal(t->elements, (41 * 25 + 31) / 32);
     int32_t row = param_table_find(&f.table, "model.layers.1.mlp.up_proj.weight");
     for (int64_t i = 0; i < (int64_t)t->bytes; i++)
         assert_int_equal(safetensors_data(&file, t)[i], value_byte(row, 3, i));
@@ -93,7 +93,7 @@ static void holes_are_refused(void **unused)
     struct fixture f;
     fixture_make(&f, TINY_CONFIG);
     json_t *state = json_object();
-    for (int fault = 0; fault < 4; fault++) {
+    for (int fault = 0; fault < 5; fault++) {
         struct err err = ERR_INIT;
         struct checkpoint_about about = {.name = "c", .policy = "fp32-master"};
         char *fragment = NULL;
@@ -106,6 +106,9 @@ static void holes_are_refused(void **unused)
             slices[5] = slices[--count];
         else if (fault == 1)
             slices[5] = slices[6], slices[5].start++, slices[5].count--;
+        else if (fault == 4) /* as many elements as there should be, some of them twice */
+            slices[0].count = 5, slices[count] = slices[0], slices[count].start = 2,
+            slices[count++].count = 3;
         else if (fault == 2)
             slices[5].start++, slices[5].count--;
         else
@@ -266,6 +269,7 @@ static void nonsense_is_refused(void **unused)
         {"slices", "file", json_integer(1)},
         {"slices", "offset", json_integer(INT64_MAX)},
         {"slices", "offset", json_real(8)},
+        {"slices", "offset", json_null()}, /* one more: into the next slice */
     };
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         struct manifest manifest = {0};
@@ -276,7 +280,11 @@ static void nonsense_is_refused(void **unused)
         json_t *root = json_deep_copy(manifest.root);
         json_object_del(root, "xxh3");
         json_t *object = changes[i].list ? json_array_get(json_object_get(root, changes[i].list), 0) : root;
-        if (changes[i].value)
+        if (json_is_null(changes[i].value))
+            json_object_set_new(
+                object, changes[i].key,
+                json_integer(json_integer_value(json_object_get(object, changes[i].key)) + 1));
+        else if (changes[i].value)
             json_object_set_new(object, changes[i].key, changes[i].value);
         else
             json_object_del(object, changes[i].key);
