@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""trainctl as its users type it, against the real control thread over an engine that trains nothing (fake_trainerd).
+
+    trainctl_cases.py TRAINCTL FAKE_TRAINERD
+
+Each case is a command line, its exit code, and what stdout and stderr must say; then some stories of more than one."""
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+TRAINCTL, FAKE = (os.path.abspath(path) for path in sys.argv[1:3])
+failures = 0
+
+# (words, exit code, parts of stdout, parts of stderr); no daemon is there
+WITHOUT_DAEMON = [
+    (["--version"], 0, ["trainctl "], []),
+    (["--help"], 0, ["set-optimizer", "not built yet", "Exit:"], []),
+    (["train", "--help"], 0, ["--lr", "--global-batch", "--checkpoint.every", "--follow"], []),
+    (["checkpoint", "--help"], 0, ["checkpoint save", "checkpoint delete"], []),
+    (["--help", "audit"], 0, ["audit"], []),
+    ([], 2, [], ["no command", "trainctl status"]),
+    (["statsu"], 2, [], ['did you mean "status"']),
+    (["checkpoint", "lod"], 2, [], ['"checkpoint load"']),
+    (["checkpoint"], 2, [], ["checkpoint --help"]),
+    (["status", "--florb"], 2, [], ["no option --florb"]),
+    (["train", "--data", "d", "--steps", "3", "--global-bach", "2"], 2, [], ["--global-batch"]),
+    (["train", "--data", "d", "--every", "2"], 2, [], ["--checkpoint.every", "--evaluate.every"]),
+    (["train"], 2, [], ["recipe or flags"]),
+    (["train", "--data", "d", "--steps", "3", "--policy", "fp32-mastre"], 2, [], ["fp32-master"]),
+    (["train", "--data", "d", "--steps", "three"], 2, [], ["steps"]),
+    (["set-optimizer", "fp32-mastre"], 2, [], ["fp32-master"]),
+    (["set-optimizer"], 2, [], ["nothing to set"]),
+    (["set-optimizer", "--compute", "fp32"], 2, [], []),
+    (["evaluate"], 2, [], ["evaluate DATA"]),
+    (["evaluate", "a", "b"], 2, [], ['"b"']),
+    (["-o", "xml", "status"], 2, [], ["table, json or csv"]),
+    (["--timeout", "never", "status"], 2, [], ["--timeout"]),
+    (["--timeout"], 2, [], ["needs a value"]),
+    (["wait", "--state", "idel"], 2, [], ["idle"]),
+    (["wait", "--step", "-1"], 2, [], ["--step"]),
+    (["--connect", "tcp:localhost:1", "status"], 2, [], ["not built yet"]),
+    (["--connect", "nowhere", "status"], 2, [], ["unix:PATH"]),
+    (["--connect", "unix:/" + "x" * 120, "status"], 2, [], ["--listen unix:/"]),
+    (["top"], 2, [], ["not built yet"]),
+    (["plan"], 2, [], ["not built yet"]),
+    (["set-layout", "d2"], 2, [], ["not built yet"]),
+    (["generate", "x"], 2, [], ["not built yet"]),
+    (["forward-backward", "x"], 2, [], ["not built yet"]),
+    (["optim-step"], 2, [], ["not built yet"]),
+    (["zero-grad"], 2, [], ["not built yet"]),
+    (["status"], 3, [], ["there is no trainerd at", "mpirun"]),
+    (["shutdown"], 3, [], ["there is no trainerd"]),
+    (["--timeout", "0.2", "wait"], 4, [], ["within 0.2 s"]),
+    (["runs"], 0, ["started"], []),
+    (["metrics"], 1, [], ["no run yet"]),
+    (["schedule", "--steps", "4", "--lr", "1e-3", "--kind", "constant"], 0, ["0.001"], ["N = 4"]),
+    (["schedule", "--lr", "1e-3"], 2, [], ["--steps"]),
+    (["schedule", "nothing.yaml"], 1, [], ["nothing.yaml"]),
+]
+
+# with a daemon that has a model, none of it changing anything
+WITH_DAEMON = [
+    (["status"], 0, ["state     idle", "fp32-master"], []),
+    (["pause"], 1, [], ["pause is not possible while the daemon is idle", "running"]),
+    (["set-optimizer", "bf16"], 1, [], ["--yes"]),
+    (["set-optimizer", "bf16", "--dry-run"], 0, ["before    12 bytes", "after     6 bytes"], ["warning"]),
+    (["set-optimizer", "bf16-kahan", "--dry-run"], 0, ["12 bytes", "8 bytes"], []),
+    (["audit"], 0, ["weight", "sum of the rows 6000 bytes"], []),
+    (["-o", "csv", "audit"], 0, ["rank,tensor,kind,dtype,elements,bytes", "0,w,m,bf16,1000,2000"], []),
+    (["evaluate", "data"], 0, ["1.25"], []),
+    (["checkpoint", "list"], 0, ["name"], []),
+    (["checkpoint", "save", "mine"], 0, ["mine"], ["saved"]),
+    (["wait", "--state", "idle"], 0, [], []),
+    (["schedule"], 1, [], ["no run"]),
+    (["set-schedule", "--min-lr", "1e-6"], 1, [], ["idle"]),
+    (["metrics", "--run", "none"], 1, [], ["trainctl runs"]),
+]
+
+
+def run(*words, timeout=30):
+    done = subprocess.run([TRAINCTL, *words], capture_output=True, text=True, timeout=timeout, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def check(good, what):
+    global failures
+    if not good:
+        failures += 1
+        print(f"FAILED {what}", flush=True)
+
+
+def check_rows(rows):
+    for words, code, out_parts, err_parts in rows:
+        got, out, err = run(*words)
+        said = f"trainctl {' '.join(words)}: exit {got}, wanted {code}\n{out}{err}"
+        check(got == code, said)
+        for part in out_parts:
+            check(part in out, f"stdout lacks {part!r}: {said}")
+        for part in err_parts:
+            check(part in err, f"stderr lacks {part!r}: {said}")
+
+
+def ask(*words):
+    code, out, err = run("-o", "json", *words)
+    check(code == 0, f"{words}: {code} {err}")
+    return json.loads(out) if code == 0 else {}
+
+
+def story_of_a_run(folder):
+    """Train, look, steer, read it again in every form, and once more after the daemon is gone."""
+    trained = ask("train", "--data", "d", "--steps", "40", "--lr", "1e-3")
+    check(trained.get("steps") == 40, f"trained: {trained}")
+    check(run("wait", "--step", "5")[0] == 0, "wait --step")
+    ask("pause")
+    status = ask("status")
+    check(status["state"] == "paused" and status["step"] >= 5 and status["steps"] == 40, f"status: {status}")
+    check(status["policy"]["bytes_per_parameter"] == 12, "policy is an object")
+    code, out, _ = run("-o", "json", "schedule")
+    check(code == 0 and len(json.loads(out)["rows"]) == 40, "schedule has a row a step")
+    ask("set-optimizer", "bf16", "--yes")
+    ask("resume")
+    check(run("wait", "--state", "idle")[0] == 0, "wait --state idle")
+    check(run("wait", "--step", "100")[0] == 5, "a run that ended before the step is exit 5")
+    steps = ask("metrics")
+    check([s["step"] for s in steps] == list(range(1, 41)), "metrics has every step once")
+    rows = list(csv.DictReader(io.StringIO(run("-o", "csv", "metrics", "--since", "39")[1])))
+    check([r["step"] for r in rows] == ["39", "40"] and rows[0]["loss"] and rows[0]["grad_norm"] == "", f"csv: {rows}")
+    return trained["run"]
+
+
+def until_running():
+    for _ in range(1000):
+        status = ask("status")
+        if status["state"] == "running" and status["step"] >= 3:
+            return
+        time.sleep(0.01)
+    check(False, "the followed run does not begin")
+
+
+def story_of_following():
+    """--follow: every step as a JSON value a line, 0 for a run that was done, 5 for one that was stopped."""
+    done = subprocess.run([TRAINCTL, "-o", "json", "train", "--data", "d", "--steps", "30", "--follow"],
+                          capture_output=True, text=True, timeout=60, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    check(done.returncode == 0 and [l["step"] for l in lines] == list(range(1, 31)), f"follow: {done}")
+    child = subprocess.Popen([TRAINCTL, "train", "--data", "d", "--steps", "100000", "--follow"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_running()
+    run("stop")
+    _, err = child.communicate(timeout=30)
+    check(child.returncode == 5 and "stopped" in err, f"a stopped run is exit 5: {child.returncode} {err}")
+    child = subprocess.Popen([TRAINCTL, "train", "--data", "d", "--steps", "100000", "--follow"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_running()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    check(child.returncode == 0 and "goes on" in err, f"Ctrl-C: {child.returncode} {err}")
+    check(ask("status")["state"] == "running", "Ctrl-C left the run going")
+    ask("stop")
+
+
+def start_daemon(folder):
+    daemon = subprocess.Popen([FAKE, "", "0.005"], stderr=subprocess.DEVNULL)
+    check(run("--timeout", "20", "wait")[0] == 0, "wait connects first")
+    return daemon
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="trainctl-") as folder:
+        os.chdir(folder)
+        os.environ["XDG_STATE_HOME"] = folder
+        os.environ.pop("TRAINERD_CONNECT", None)
+        check_rows(WITHOUT_DAEMON)
+        daemon = start_daemon(folder)
+        check(run("status")[0] == 0, "status of an empty daemon")
+        ask("init", "config.json", "--seed", "3")
+        check_rows(WITH_DAEMON)
+        name = story_of_a_run(folder)
+        story_of_following()
+        ask("shutdown")
+        check(daemon.wait(20) == 0, "shutdown ends the daemon")
+        check(run("status")[0] == 3, "and then there is none")
+        check(len(ask("metrics", "--run", name)) == 40, "metrics outlive the daemon")
+        check(len(ask("runs")["runs"]) == 4, "runs outlive the daemon")
+    print(f"trainctl: {'all' if not failures else failures} cases {'passed' if not failures else 'FAILED'}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
