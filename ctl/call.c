@@ -142,7 +142,7 @@ static bool set_timeout(struct call *call, const char *text, struct err *err)
 static bool global_option(struct call *call, struct reader *reader, const char *name, const char *attached,
                           bool *taken, struct err *err)
 {
-    const char *value;
+    const char *value = NULL;
     *taken = true;
     if (strcmp(name, "connect") == 0)
         return take_value(reader, name, attached, &call->connect, err);

@@ -279,7 +279,7 @@ static bool set_setting(struct command *to, const char *setting, struct err *err
     size_t count;
     const struct key *keys = optimizer_keys(&count);
     char name[LIMIT_NAME_BYTES];
-    const char *value;
+    const char *value = NULL;
     bool given[32] = {false};
     INVARIANT(count <= 32);
     if (!split_setting(setting, name, &value, err) ||
@@ -339,7 +339,7 @@ static bool merge_schedule(struct recipe *recipe, char *const *settings, size_t 
     bool said_steps = false, said_decay = false, said_wsd = false, said_ratio = false;
     for (size_t i = 0; i < count; i++) {
         char name[LIMIT_NAME_BYTES], full[LIMIT_NAME_BYTES + 16];
-        const char *value;
+        const char *value = NULL;
         if (!split_setting(settings[i], name, &value, err))
             return false;
         snprintf(full, sizeof full, "schedule.%s", name);

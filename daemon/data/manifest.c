@@ -111,7 +111,7 @@ static bool check_checksum(json_t *root, const char *path, struct err *err)
 static bool parse(struct manifest *m, json_t *root, const char *path, struct err *err)
 {
     char format[LIMIT_NAME_BYTES];
-    int64_t version;
+    int64_t version = 0;
     json_t *tokenizer = json_object_get(root, "tokenizer"), *statistics = json_object_get(root, "statistics");
     json_t *rows = json_object_get(root, "rows");
     const int64_t tokens_max = (int64_t)DATASET_ROWS_MAX * DATASET_ROW_TOKENS_MAX;

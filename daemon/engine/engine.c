@@ -22,7 +22,7 @@ static void say(struct engine *engine, enum event_kind kind, const char *text)
         event.step.step = engine->run.k;
         snprintf(event.step.run, sizeof event.step.run, "%s", engine->run.id);
     }
-    snprintf(event.text, sizeof event.text, "%s", text);
+    snprintf(event.text, sizeof event.text, "%.*s", (int)sizeof event.text - 1, text);
     mailbox_post(engine->mailbox, &event);
 }
 

@@ -138,7 +138,7 @@ static const struct key *key_named(const char *name)
     for (size_t i = 0; i < KEYS; i++)
         if (strcmp(keys[i].name, name) == 0)
             return &keys[i];
-    return NULL;
+    err_invariant_failed("a key's name is in the table", __FILE__, __LINE__); /* the names are ours */
 }
 
 static void unset(struct recipe *recipe, const struct key *key)
