@@ -105,7 +105,7 @@ struct command_result {
     int64_t parameters;                /* init, load */
     double loss;                       /* evaluate */
     int64_t labelled_tokens;           /* evaluate */
-    /* set-optimizer, and train or checkpoint load with a policy: this rank's largest over the ranks */
+    /* set-optimizer, and train or checkpoint load with a policy: of the fullest rank */
     double bytes_per_parameter_before, bytes_per_parameter_after;
     int64_t bytes_before, bytes_after, bytes_peak;
     bool exact;                        /* the conversion lost nothing */

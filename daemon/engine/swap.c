@@ -6,7 +6,7 @@
 
 #include "host.h"
 
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t groups, struct err *err)
@@ -101,15 +101,19 @@ void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss
     *swap = (struct swap){0};
 }
 
+/* Bytes of the fullest rank, so that what fits there fits everywhere. */
 static void describe(struct engine *engine, const struct swap *swap, struct command_result *result)
 {
     const struct optimizer *o = &engine->body.optimizer;
+    struct optimizer_unit_plan *units = calloc((size_t)o->unit_count, sizeof *units);
+    INVARIANT(units != NULL);
+    struct optimizer_plan plan = shard_optimizer_plan(&engine->body.shard, units);
     result->bytes_per_parameter_before = policy_bytes_per_parameter(&o->policy);
     result->bytes_per_parameter_after = policy_bytes_per_parameter(&swap->policy);
-    double parameters = (double)engine->body.model.params.elements;
-    result->bytes_before = (int64_t)(parameters * result->bytes_per_parameter_before + 0.5);
-    result->bytes_after = (int64_t)(parameters * result->bytes_per_parameter_after + 0.5);
-    result->bytes_peak = engine->device->allocated_bytes + swap->bytes_more;
+    result->bytes_before = comm_max_int(engine->comm, optimizer_plan_bytes(&plan, &o->policy));
+    result->bytes_after = comm_max_int(engine->comm, optimizer_plan_bytes(&plan, &swap->policy));
+    result->bytes_peak = comm_max_int(engine->comm, engine->device->allocated_bytes + swap->bytes_more);
+    free(units);
     result->exact = policy_conversion_exact(&o->policy, &swap->policy);
     policy_conversion_text(&o->policy, &swap->policy, result->text, sizeof result->text);
 }
