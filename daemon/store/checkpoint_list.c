@@ -152,7 +152,8 @@ static bool list_add(struct checkpoint_list *list, const char *folder, const cha
     if (!items)
         return err_set(err, ERR_MEMORY, "no memory to list %s", folder);
     list->items = items;
-    item_read(&items[list->count++], folder, name, path);
+    item_read(&items[list->count], folder, name, path);
+    list->count += access(path, F_OK) == 0; /* deleted while we looked: not there, rather than damaged */
     return true;
 }
 
