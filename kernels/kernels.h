@@ -11,6 +11,8 @@
  *  - the bits of a result depend on shapes and inputs, never on the number of threads: reductions over tokens run in
  *    fixed blocks, summed in order;
  *  - `scratch` has the bytes that the matching scratch row returns for the same shape; it may be NULL if that is 0.
+ *    A scratch row never returns less for more tokens, sequences or a longer one: plans for the largest batch count
+ *    on it (tests/unit/model checks the sum). It is asked before every call of a run, so it must be quick.
  *
  * The plain C backend (cpu/reference_*.c) is complete and is the oracle; fast versions overlay its rows. */
 #pragma once

@@ -105,16 +105,6 @@ static dnnl_status_t entry_desc(struct entry *e, dnnl_primitive_desc_t *desc)
     return status;
 }
 
-/* The scratch of one tile, without making its code. */
-static size_t key_scratch(const struct key *key)
-{
-    struct entry e = {.key = *key};
-    dnnl_primitive_desc_t desc;
-    check(entry_desc(&e, &desc), "plan a product");
-    dnnl_primitive_desc_destroy(desc);
-    return e.scratch_bytes;
-}
-
 static uint64_t key_hash(const struct key *key)
 {
     const unsigned char *bytes = (const unsigned char *)key;
@@ -264,7 +254,7 @@ static size_t products_scratch(int64_t m, int64_t n, int64_t k, enum dtype in_dt
     size_t pad = 0;
     for (int corner = 0; corner < 4; corner++) {
         struct key key = corner_key(&t, corner);
-        size_t bytes = key_scratch(&key);
+        size_t bytes = entry_get(&key)->scratch_bytes; /* kept: asked before every product of a run */
         pad = bytes > pad ? bytes : pad;
     }
     return (size_t)lib.slots * slot_lay(&t, pad).bytes;
