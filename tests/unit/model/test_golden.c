@@ -2,7 +2,7 @@
  * folder. */
 #include "check.h"
 #include "file.h"
-#include "host.h"
+#include "rig.h"
 #include "rope.h"
 
 #include <jansson.h>

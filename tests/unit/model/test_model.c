@@ -1,8 +1,8 @@
 /* The whole model against the naive double-precision one, and against itself: recomputed, on other threads,
  * evaluated, in smaller batches than planned. */
 #include "check.h"
-#include "host.h"
 #include "naive.h"
+#include "rig.h"
 
 #include <stdlib.h>
 
@@ -292,6 +292,27 @@ static void test_smaller_batches_fit(void **state)
     }
 }
 
+/* A plan never shrinks as the batch grows, whatever the kernels want for scratch. */
+static void test_plans_grow(void **state)
+{
+    (void)state;
+    for (int variant = 0; variant < 8; variant++) {
+        bool training = variant & 1, bf16 = variant & 2;
+        struct rig b;
+        struct tape_plan most = {0, 0};
+        open_shape(&b, variant & 4 ? &shapes[3] : &shapes[2], bf16 ? DTYPE_BF16 : DTYPE_F32, true, 2);
+        for (int64_t T = 64; T <= 1536; T += 64) {
+            struct tape_plan plan = model_plan(&b.model, T, 1 + T / 256, T < 512 ? T : 512, training);
+            if (plan.activation_bytes < most.activation_bytes || plan.gradient_bytes < most.gradient_bytes)
+                fail_msg("%s, variant %d: %lld tokens need %zu + %zu bytes, fewer needed %zu + %zu",
+                         shapes[2].name, variant, (long long)T, plan.activation_bytes, plan.gradient_bytes,
+                         most.activation_bytes, most.gradient_bytes);
+            most = plan;
+        }
+        rig_close(&b);
+    }
+}
+
 /* No label at all, as on a rank whose samples carry none: every gradient is zero, none is left unwritten. */
 static void test_no_labels(void **state)
 {
@@ -365,6 +386,7 @@ int main(void)
         cmocka_unit_test(test_evaluation),
         cmocka_unit_test(test_recompute_saves_memory),
         cmocka_unit_test(test_smaller_batches_fit),
+        cmocka_unit_test(test_plans_grow),
         cmocka_unit_test(test_no_labels),
         cmocka_unit_test(test_gaps_are_zero),
         cmocka_unit_test(test_positions_are_bounded),

@@ -1,4 +1,4 @@
-#include "host.h"
+#include "rig.h"
 
 #include "check.h"
 
