@@ -98,8 +98,12 @@ INLINE void prefetch_rows(const struct rows *rows, int64_t first, int64_t n, con
 {
     int64_t end = at_most(first + n, rows->count), bytes = rows->n * (int64_t)dtype_bytes(rows->dtype);
     for (int64_t r = at_least(first, 0); r < end; r++)
-        for (int64_t line = 0; line < bytes; line += 64)
-            __builtin_prefetch(row_at(rows, r) + line, to_write, 2);
+        for (int64_t line = 0; line < bytes; line += 64) {
+            if (to_write) /* clang wants the constant spelled out */
+                __builtin_prefetch(row_at(rows, r) + line, 1, 2);
+            else
+                __builtin_prefetch(row_at(rows, r) + line, 0, 2);
+        }
 }
 
 /* 16 bf16 as bf16.h rounds them; the processor's own conversion, which makes denormals zero, is for operands

@@ -456,7 +456,7 @@ static void test_a_client_that_never_reads(void **state)
     trainerd__reply__free_unpacked(status_of(&client), NULL);
     REQUEST(request, STATUS, StatusRequest);
     request.status = &request_body;
-    size_t count, sent = 0;
+    size_t count;
     unsigned char *bytes = frame_pack(&request.base, &count);
     /* 64 MB of answers would be asked for, were all read. */
     enum { WANTED = 100000 };
@@ -465,9 +465,8 @@ static void test_a_client_that_never_reads(void **state)
         struct pollfd writable = {.fd = deaf.fd, .events = POLLOUT};
         if (poll(&writable, 1, 200) <= 0)
             break; /* the daemon stopped reading, as it should */
-        ssize_t piece = send(deaf.fd, bytes, count, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (piece > 0)
-            sent += (size_t)piece;
+        if (send(deaf.fd, bytes, count, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            continue; /* a piece that does not fit now is not missed */
     }
     assert_true(accepted < WANTED);
     free(bytes);

@@ -163,7 +163,7 @@ static double naive_softmax(double *p, const struct tensors *t, int64_t first, i
 {
     const struct attention_shape *s = &t->shape;
     int64_t n = s->head_dim, kv = head / (s->q_heads / s->kv_heads);
-    double max = -INFINITY, total = 0;
+    double max = (double)-INFINITY, total = 0;
     for (int64_t j = 0; j <= i; j++) {
         p[j] = (double)s->scale * dot_rows(t->qs + ((first + i) * s->q_heads + head) * n,
                                            t->ks + ((first + j) * s->kv_heads + kv) * n, n);
@@ -356,7 +356,7 @@ static void test_large_scores(void **state)
         naive(want, &t, false);
         for (int r = OUT; r <= LSE; r++)
             for (int64_t j = 0; j < t.count[r]; j++) /* a score of 200 is known to 2e-5 */
-                check_close(t.result[r][j], want[r][j], 1e-5, 2e-4);
+                check_close((double)t.result[r][j], want[r][j], 1e-5, 2e-4);
         wants_done(want);
     }
     tensors_done(&t);
