@@ -168,6 +168,134 @@ static void test_update(void **state)
     optimizer_done(&o);
 }
 
+/* With no gradient only decay moves a weight: of tensors that take it, or of all. */
+static void test_decay_goes_where_it_belongs(void **state)
+{
+    (void)state;
+    struct policy p = policy_default();
+    float *gradients[3] = {calloc(1536, 4), calloc(LARGEST, 4), NULL};
+    for (int all = 0; all < 2; all++) {
+        struct optimizer o;
+        struct err err = ERR_INIT;
+        check_ok(optimizer_init(&o, &device, &p, &plan, 5, &err), &err);
+        fill(&o, 3);
+        optimizer_zero_moments(&o);
+        struct optimizer_settings settings = optimizer_settings_default();
+        settings.decay_all = all;
+        struct update_measures by_tensor[TENSORS];
+        optimizer_update(&o, &settings, 0.1, 1, (const void *const *)gradients, by_tensor);
+        assert_int_equal(by_tensor[0].changing, all ? 300 : 0);
+        assert_int_equal(by_tensor[1].changing, 1000);
+        assert_int_equal(by_tensor[2].changing, 70000);
+        optimizer_done(&o);
+    }
+    free(gradients[0]);
+    free(gradients[1]);
+}
+
+/* Values set in pieces draw the random numbers of their own global indices: the same bits as set at once. */
+static void test_set_in_pieces(void **state)
+{
+    (void)state;
+    struct policy p = policy_of(WEIGHT_BF16S, MOMENT_BF16S, MOMENT_Q8);
+    struct optimizer a, b;
+    struct err err = ERR_INIT;
+    check_ok(optimizer_init(&a, &device, &p, &plan, 9, &err), &err);
+    check_ok(optimizer_init(&b, &device, &p, &plan, 9, &err), &err);
+    a.total_steps = b.total_steps = 123;
+    float values[1000];
+    struct test_random r = {6};
+    for (int part = 0; part < STATE_PART_COUNT; part++) {
+        for (int i = 0; i < 1000; i++)
+            values[i] = (float)fabs(test_random_gauss(&r));
+        optimizer_set(&a, 0, 1, (enum state_part)part, 0, 1000, values);
+        for (int64_t start = 0; start < 1000; start += 256)
+            optimizer_set(&b, 0, 1, (enum state_part)part, start, start + 256 < 1000 ? 256 : 1000 - start,
+                          values + start);
+        struct optimizer_slice from, to;
+        for (int extra = 0; extra < 2; extra++)
+            if (optimizer_slice(&a, 0, 1, (enum state_part)part, extra, 0, -1, &from) &&
+                optimizer_slice(&b, 0, 1, (enum state_part)part, extra, 0, -1, &to))
+                assert_memory_equal(from.memory, to.memory, (size_t)from.bytes);
+    }
+    optimizer_done(&a);
+    optimizer_done(&b);
+}
+
+/* Half-way, slices and counters go to another optimizer: both end with the same bits. t may pass 2^24. */
+static void test_resuming(void **state)
+{
+    (void)state;
+    struct policy p = policy_of(WEIGHT_BF16S, MOMENT_BF16, MOMENT_Q8);
+    struct optimizer a, b;
+    struct err err = ERR_INIT;
+    check_ok(optimizer_init(&a, &device, &p, &plan, 9, &err), &err);
+    check_ok(optimizer_init(&b, &device, &p, &plan, 9, &err), &err);
+    fill(&a, 3);
+    a.t = (1 << 24) - 3; /* torch's fp32 step counter would stick */
+    float *gradients[3] = {calloc(1536, 4), calloc(LARGEST, 4), NULL};
+    struct optimizer_settings settings = optimizer_settings_default();
+    struct update_measures by_tensor[TENSORS];
+    for (int step = 0; step < 6; step++) {
+        if (step == 3) {
+            for (int32_t u = 0; u < 2; u++)
+                for (int part = 0; part < STATE_PART_COUNT; part++)
+                    for (int extra = 0; extra < 2; extra++)
+                        if (a.units[u].arrays[part][extra])
+                            memcpy(b.units[u].arrays[part][extra], a.units[u].arrays[part][extra],
+                                   state_array_bytes(part * 2 + extra, p.weight, part == STATE_M ? p.m : p.v,
+                                                     a.units[u].elements));
+            b.t = a.t;
+            b.total_steps = a.total_steps;
+        }
+        struct test_random r = {100 + (uint64_t)step};
+        for (int u = 0; u < 2; u++)
+            for (int64_t i = 0; i < units[u].elements; i++)
+                gradients[u][i] = (float)test_random_gauss(&r);
+        optimizer_update(&a, &settings, 1e-3, 1, (const void *const *)gradients, by_tensor);
+        if (step >= 3)
+            optimizer_update(&b, &settings, 1e-3, 1, (const void *const *)gradients, by_tensor);
+    }
+    assert_int_equal(a.t, (1 << 24) + 3);
+    for (int32_t u = 0; u < 2; u++)
+        for (int part = 0; part < STATE_PART_COUNT; part++)
+            for (int extra = 0; extra < 2; extra++)
+                if (a.units[u].arrays[part][extra])
+                    assert_memory_equal(b.units[u].arrays[part][extra], a.units[u].arrays[part][extra],
+                                        state_array_bytes(part * 2 + extra, p.weight,
+                                                          part == STATE_M ? p.m : p.v, a.units[u].elements));
+    free(gradients[0]);
+    free(gradients[1]);
+    optimizer_done(&a);
+    optimizer_done(&b);
+}
+
+/* A rank without elements of its own counts its updates all the same. */
+static void test_an_empty_shard(void **state)
+{
+    (void)state;
+    static const struct optimizer_unit_plan none[] = {{0, 0, NULL}};
+    const struct optimizer_plan empty = {1, 2, none};
+    struct policy p = policy_default();
+    struct optimizer o;
+    struct err err = ERR_INIT;
+    check_ok(optimizer_init(&o, &device, &p, &empty, 0, &err), &err);
+    struct optimizer_settings settings = optimizer_settings_default();
+    struct update_measures by_tensor[2] = {{.changing = 9}, {.changing = 9}};
+    const void *gradients[] = {NULL};
+    optimizer_update(&o, &settings, 1e-3, 1, gradients, by_tensor);
+    assert_int_equal(o.t, 1);
+    assert_int_equal(o.total_steps, 1);
+    assert_int_equal(by_tensor[1].changing, 0);
+    struct policy to = policy_of(WEIGHT_SPLIT8, MOMENT_Q8, MOMENT_Q8);
+    struct optimizer_conversion c;
+    struct optimizer_loss losses[STATE_PART_COUNT];
+    check_ok(optimizer_convert_reserve(&o, &to, &c, &err), &err);
+    optimizer_convert_commit(&o, &c, losses);
+    assert_true(policy_equal(&o.policy, &to));
+    optimizer_done(&o);
+}
+
 /* bf16 compute sees the stored w, or the rounded fp32; padding gathers as zeros. */
 static void test_compute_copy(void **state)
 {
@@ -398,6 +526,10 @@ int main(void)
         cmocka_unit_test(test_slices_carry_the_bits),
         cmocka_unit_test(test_update),
         cmocka_unit_test(test_compute_copy),
+        cmocka_unit_test(test_decay_goes_where_it_belongs),
+        cmocka_unit_test(test_set_in_pieces),
+        cmocka_unit_test(test_resuming),
+        cmocka_unit_test(test_an_empty_shard),
         cmocka_unit_test(test_zero_moments),
         cmocka_unit_test(test_every_conversion),
         cmocka_unit_test(test_there_and_back),
