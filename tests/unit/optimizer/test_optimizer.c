@@ -446,6 +446,36 @@ static void test_there_and_back(void **state)
     }
 }
 
+/* Converting chunk by chunk gives the bits of setting every value at once in the new policy. */
+static void test_conversion_is_setting_the_values(void **state)
+{
+    (void)state;
+    struct policy wide = policy_default(), narrow = policy_of(WEIGHT_BF16S, MOMENT_BF16S, MOMENT_Q8);
+    struct optimizer a, b;
+    struct err err = ERR_INIT;
+    check_ok(optimizer_init(&a, &device, &wide, &plan, 9, &err), &err);
+    check_ok(optimizer_init(&b, &device, &narrow, &plan, 9, &err), &err);
+    fill(&a, 3);
+    a.total_steps = b.total_steps = 31;
+    float *values = malloc(70000 * sizeof *values);
+    for (int part = 0; part < STATE_PART_COUNT; part++) {
+        values_of(&a, 1, 0, (enum state_part)part, values);
+        optimizer_set(&b, 1, 0, (enum state_part)part, 0, 70000, values);
+    }
+    struct optimizer_loss losses[STATE_PART_COUNT];
+    convert(&a, narrow, losses);
+    for (int part = 0; part < STATE_PART_COUNT; part++)
+        for (int extra = 0; extra < 2; extra++) {
+            struct optimizer_slice from, to;
+            if (optimizer_slice(&a, 1, 0, (enum state_part)part, extra, 0, -1, &from) &&
+                optimizer_slice(&b, 1, 0, (enum state_part)part, extra, 0, -1, &to))
+                assert_memory_equal(from.memory, to.memory, (size_t)from.bytes);
+        }
+    free(values);
+    optimizer_done(&a);
+    optimizer_done(&b);
+}
+
 static void test_cancel_leaves_the_state(void **state)
 {
     (void)state;
@@ -533,6 +563,7 @@ int main(void)
         cmocka_unit_test(test_zero_moments),
         cmocka_unit_test(test_every_conversion),
         cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_conversion_is_setting_the_values),
         cmocka_unit_test(test_cancel_leaves_the_state),
         cmocka_unit_test(test_failing_allocations),
     };
