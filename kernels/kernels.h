@@ -39,7 +39,7 @@ struct attention_shape {
     int64_t sequences;
     int64_t longest;        /* the longest sequence; bounds scratch and work, never the result */
     int32_t q_heads, kv_heads, head_dim;
-    float scale;            /* 1/sqrt(head_dim), usually */
+    float scale;            /* positive; 1/sqrt(head_dim), usually */
 };
 
 /* One token chunk after another: logits = x w^T (fp32), log-probability of the label, and, where dx is given, the
