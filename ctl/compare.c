@@ -144,31 +144,55 @@ static bool is_one_of(const char *state, const char *a, const char *b)
     return strcmp(state, a) == 0 || strcmp(state, b) == 0;
 }
 
-/* Until the run is over, saying how far it is. Stops it once when the user wants out. */
+/* What the run's own record says: *over once it is written as ended, *whole when all its steps are done. */
+static bool ask_run(const struct compare *compare, const char *run, bool *over, bool *whole, struct err *err)
+{
+    Trainerd__RunsRequest runs = TRAINERD__RUNS_REQUEST__INIT;
+    Trainerd__Request request = TRAINERD__REQUEST__INIT;
+    Trainerd__Reply *reply = NULL;
+    request.command_case = TRAINERD__REQUEST__COMMAND_RUNS;
+    request.runs = &runs;
+    if (!client_request(compare->client, &request, &reply, err))
+        return false;
+    *over = *whole = false;
+    for (size_t i = 0; reply->result_case == TRAINERD__REPLY__RESULT_RUNS && i < reply->runs->n_runs; i++) {
+        const Trainerd__Run *one = reply->runs->runs[i];
+        if (strcmp(one->run, run) != 0)
+            continue;
+        *over = !is_one_of(one->state, "running", "paused");
+        *whole = strcmp(one->state, "done") == 0;
+    }
+    free_reply(reply);
+    return true;
+}
+
+static void tell_progress(const struct compare *compare, const char *policy, const char *run,
+                          const Trainerd__Status *status, int64_t *shown)
+{
+    if (compare->progress == NULL || strcmp(status->run, run) != 0 || status->step / 20 == *shown / 20)
+        return;
+    *shown = status->step;
+    fprintf(compare->progress, "%s: step %lld of %lld, loss %.4f\n", policy, (long long)status->step,
+            (long long)status->steps, status->loss);
+}
+
+/* Until the run is over and the daemon rests, saying how far it is. Stops it once when the user wants out. */
 static bool await_run(const struct compare *compare, const char *policy, const char *run, struct err *err)
 {
-    bool stopping = false, over = false, whole = false;
-    int64_t shown = -1;
-    while (!over) {
+    bool stopping = false, over = false, whole = false, rests = false;
+    int64_t shown = 0;
+    while (!over || !rests) {
         Trainerd__Reply *reply = NULL;
-        if (!ask_status(compare, &reply, err))
+        nanosleep(&(struct timespec){.tv_nsec = POLL_MS * 1000000}, NULL);
+        if (!ask_run(compare, run, &over, &whole, err) || !ask_status(compare, &reply, err))
             return false;
-        const Trainerd__Status *status = reply->state;
-        bool ours = strcmp(status->run, run) == 0;
-        over = ours && is_one_of(status->state, "idle", "failed");
-        whole = over && strcmp(status->state, "idle") == 0 && status->step >= status->steps;
-        if (ours && status->step / 20 != shown / 20 && compare->progress != NULL && !over) {
-            shown = status->step;
-            fprintf(compare->progress, "%s: step %lld of %lld, loss %.4f\n", policy, (long long)status->step,
-                    (long long)status->steps, status->loss);
-        }
+        rests = is_one_of(reply->state->state, "idle", "failed");
+        tell_progress(compare, policy, run, reply->state, &shown);
         free_reply(reply);
         if (!over && !stopping && compare->stopped != NULL && *compare->stopped) {
             stop_run(compare);
             stopping = true;
         }
-        if (!over)
-            nanosleep(&(struct timespec){.tv_nsec = POLL_MS * 1000000}, NULL);
     }
     if (stopping)
         return err_set(err, ERR_RUN, "compare was stopped during the run under %s", policy);
