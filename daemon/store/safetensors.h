@@ -80,10 +80,10 @@ struct safetensors_writer {
     bool open;
 };
 
-/* Creates path (or empties it), takes its whole size on the disk (a full disk is refused here) and writes the header.
- * Of tensors[], name, dtype, dims and shape are read; elements, start and bytes are filled in. The data begin at a
- * multiple of 64, each tensor at a multiple of its element size if wide ones come first. Tensors lie in the order
- * given. Then every byte of every tensor is put exactly once, in any order. */
+/* Creates path (or empties it), takes its whole size on the disk (a full disk is refused here) and writes the
+ * header. Of tensors[], name, dtype, dims and shape are read; elements, start and bytes are filled in. The
+ * data begin at a multiple of 64, each tensor at a multiple of its element size if wide ones come first.
+ * Tensors lie in the order given. Then every byte of every tensor is put exactly once, in any order. */
 bool safetensors_writer_open(struct safetensors_writer *writer, const char *path, struct safetensor *tensors,
                              int64_t count, const struct safetensors_note *notes, size_t note_count,
                              struct err *err) MUST_USE;

@@ -206,6 +206,8 @@ static uint64_t fingerprint(const struct dataset *d)
         int64_t length = dataset_row_length(d, row);
         assert_in_range(length, 1, 64);
         dataset_row_read(d, row, length, tokens, trained);
+        for (int64_t t = 0; t < length; t++)
+            assert_true(tokens[t] >= 0 && tokens[t] < d->vocabulary && trained[t] <= 1);
         hash = XXH3_64bits_withSeed(tokens, (size_t)length * sizeof *tokens, hash);
         hash = XXH3_64bits_withSeed(trained, (size_t)length, hash);
     }
