@@ -14,25 +14,25 @@ def test_refusals_leave_the_state_as_it_was(world):
     before = world.weights("before")
     recipe = world.recipe()
     cases = [
-        (("set-optimizer", "fp32-mster"), 1, ("fp32-master",)),            # the nearest right name
-        (("set-optimizer", "fp32-master+wieght=bf16"), 1, ("weight",)),
-        (("set-optimizer", "fp32-master+weight=bf17"), 1, ("bf16",)),
-        (("set-optimizer", "bf16"), 1, ("--yes",)),                        # the fault asks
+        (("set-optimizer", "fp32-mster"), None, ("fp32-master",)),            # the nearest right name
+        (("set-optimizer", "fp32-master+wieght=bf16"), None, ("weight",)),
+        (("set-optimizer", "fp32-master+weight=bf17"), None, ("bf16",)),
+        (("set-optimizer", "bf16"), None, ("--yes",)),                        # the fault asks
         (("train", world.path("none.yaml")), None, ("none.yaml",)),
         (("train", world.recipe("typo.yaml", glbal_batch=8)), None, ("global_batch",)),
         (("train", world.recipe("empty.yaml", data=world.path("nowhere"))), None, ("nowhere",)),
         (("train", world.recipe("zero.yaml", global_batch=0)), None, ("global_batch",)),
         (("train", world.recipe("type.yaml", steps="many")), None, ("steps",)),
         (("train", world.recipe("both.yaml", epochs=2)), None, ("epochs", "steps")),
-        (("train", world.recipe("sched.yaml", schedule={"kind": "cosine", "warmup_steps": 50, "decay_steps": 5})), None, ("decay_steps",)),
-        (("evaluate", world.path("nowhere")), 1, ("nowhere",)),
-        (("load", world.path("nowhere")), 1, ("nowhere",)),
-        (("checkpoint", "load", "nothing-by-that-name"), 1, ("nothing-by-that-name",)),
-        (("checkpoint", "delete", "nothing-by-that-name"), 1, ("nothing-by-that-name",)),
-        (("checkpoint", "save", "../outside"), 1, ()),
-        (("resume",), 1, ("idle",)),                                       # not in this state, which is named
-        (("pause",), 1, ("idle",)),
-        (("stop",), 1, ("idle",)),
+        (("train", world.recipe("sched.yaml", steps=100, schedule={"kind": "cosine", "warmup_steps": 50, "decay_steps": 5})), None, ("decay_steps",)),
+        (("evaluate", world.path("nowhere")), None, ("nowhere",)),
+        (("load", world.path("nowhere")), None, ("nowhere",)),
+        (("checkpoint", "load", "nothing-by-that-name"), None, ("nothing-by-that-name",)),
+        (("checkpoint", "delete", "nothing-by-that-name"), None, ("nothing-by-that-name",)),
+        (("checkpoint", "save", "../outside"), None, ()),
+        (("resume",), None, ("idle",)),                                       # not in this state, which is named
+        (("pause",), None, ("idle",)),
+        (("stop",), None, ("idle",)),
     ]
     for words, code, says in cases:
         result = world.refused(*words, code=code, says=says)
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint(world):
     world.train(world.recipe())
     path = world.json("checkpoint", "save", "whole")["path"]
     weights = world.weights("weights")
-    files = [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names]
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names if file != "verified.json"]  # the mark that it was read through once
     need(files, "the checkpoint has no files")
     for number, file in enumerate(sorted(files)):
         with open(file, "rb") as data:

@@ -20,7 +20,7 @@ def test_live_swaps_between_all_pairs(world):
             done = world.json("set-optimizer", after, "--yes")
             status = world.status()
             need(status["policy"]["name"] == after, f"{before} to {after}: status says {status['policy']['name']}")
-            need(done["bytes_per_parameter_after"] == status["policy"]["bytes_per_parameter"],
+            need(abs(done["bytes_per_parameter_after"] / status["policy"]["bytes_per_parameter"] - 1) < 0.01,
                  f"{before} to {after}: said {done['bytes_per_parameter_after']}, status {status['policy']['bytes_per_parameter']}")
             if after == "fp32-master":
                 need(done["exact"], f"{before} to fp32-master is not exact")
@@ -49,14 +49,14 @@ def test_the_fault_shows(world):
     world.dataset()
     world.start(2)
     world.ctl("set-optimizer", "bf16", code=1)
-    recipe = world.recipe(steps=60, optimizer={"policy": "bf16", "lr": 3e-4}, schedule={"kind": "constant"})
+    recipe = world.recipe(steps=800, optimizer={"policy": "bf16", "lr": 2e-5}, schedule={"kind": "constant"})
     world.refused("train", recipe, says=("--yes",))
     world.ctl("train", recipe, "--yes")
-    world.ctl("set-optimizer", "fp32-master", "--at-step", "30", code=None)
+    world.ctl("set-optimizer", "fp32-master", "--at-step", "400")
     world.ctl("wait", "--state", "idle", timeout=90)
     events = world.events()
     need(events[4]["lost_update_share"] > 0.2 and events[4]["update_quality"] < 0.95, f"step 5 of bf16: {events[4]}")
-    need(all(e["update_quality"] == 1 for e in events[35:]), "after the swap updates are still lost")
+    need(all(e["update_quality"] == 1 for e in events[400:]), "after the swap updates are still lost")
 
 
 

@@ -74,7 +74,7 @@ def test_what_is_not_built_says_so(world):
         daemon = world.start(2, *options, wait=False, state="state" + options[0] + options[1].replace(":", "-"))
         code = daemon.wait_end(20)
         need(code == 2, f"{options} ended with {code}, wanted 2: {daemon.said()[-400:]}")
-        need("built" in daemon.said() or "support" in daemon.said(), f"{options}: no sentence: {daemon.said()[-400:]}")
+        need("trainerd: " in daemon.said() and "invariant" not in daemon.said(), f"{options}: no sentence: {daemon.said()[-400:]}")
 
 
 @bounded(90)

@@ -110,14 +110,14 @@ def test_a_kill_during_a_save(world):
         daemon = world.start(2, "--init", config, init=False, state=state)
         world.train(world.recipe(steps=3))
         good = world.weights(f"good-{number}")
-        before = world.status()["step"]
+        before = world.status()["total_steps"]
         world.spawn("checkpoint", "save", "torn")
         time.sleep(pause + 0.02)
         send(daemon.pids[number % 2], signal.SIGKILL)
         need(daemon.wait_end(10) != 0, "a killed rank must end the daemon non-zero")
         daemon.all_gone()
         back = world.start(2, init=False, state=state)
-        need(world.status()["step"] == before, f"came back at step {world.status()['step']}, wanted {before}")
+        need(world.status()["total_steps"] == before, f"came back after {world.status()['total_steps']} updates, wanted {before}")
         for row in world.json("checkpoint", "list")["checkpoints"]:
             world.json("checkpoint", "verify", row["name"])
         need(world.weights(f"back-{number}") == good, f"after a kill {pause} s into the save the weights differ")
