@@ -20,7 +20,7 @@ enum { WIDTH = 16, RANGE = 8192, DENORMAL = 0x20 /* a class of VFPCLASSPS */ };
 
 LEAF __mmask16 first_lanes(int64_t n) /* all of them from 16 on */
 {
-    return n >= WIDTH ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= WIDTH ? 0xffffu : (1u << n) - 1u);
 }
 
 LEAF __m512 widen(__m256i x)

@@ -9,7 +9,9 @@
  * still give four threads work at 512 rows.
  *
  * Primitives are kept in a bounded cache: making one takes about 0.4 ms, and packed batches have many
- * lengths. Only the thread that owns the device calls this file. */
+ * lengths. What they need while they run depends on the shape in ways that only oneDNN knows, so it is part
+ * of the cache (one pad a thread, a few hundred KB, as large as the largest needs) and not of the rows'
+ * scratch, which stays plain arithmetic. Only the thread that owns the device calls this file. */
 #include "head.h"
 #include "loops.h"
 #include "tables.h"
@@ -17,7 +19,6 @@
 #include <oneapi/dnnl/dnnl.h>
 
 #include <omp.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -27,7 +28,8 @@ enum {
     TILE_COLUMNS_LONG = 512,
     LONG = 4096,
     STEP = 16,
-    COLUMN_STEP = 64
+    COLUMN_STEP = 64,
+    PIECE = 2048 /* of k, where tiles are widened: bounds their copies */
 };
 enum { TILES_FEW = 16, TILES_WANTED = 4, ROWS_WANTED = 128, TILE_MIN = 64 };
 enum { SETS = 128, WAYS = 8 };
@@ -50,7 +52,9 @@ struct entry {
 
 static struct {
     dnnl_engine_t engine;
-    int slots;        /* at most so many threads work on one product: scratch holds a slot for each */
+    int threads; /* that have a pad: no more work on one product */
+    char *pads;
+    size_t pad_bytes; /* of one */
     bool native_bf16; /* oneDNN takes bf16 here (in hardware or emulated); else tiles are widened to fp32 */
     char products[64];
     uint64_t clock;
@@ -105,6 +109,22 @@ static dnnl_status_t entry_desc(struct entry *e, dnnl_primitive_desc_t *desc)
     return status;
 }
 
+static size_t align(size_t bytes)
+{
+    return (bytes + 4095) / 4096 * 4096;
+}
+
+/* Pads of at least so many bytes, for every thread. Nothing runs while they are replaced. */
+static void pads_reserve(size_t bytes)
+{
+    if (bytes <= lib.pad_bytes)
+        return;
+    free(lib.pads);
+    lib.pad_bytes = align(bytes);
+    lib.pads = aligned_alloc(4096, (size_t)lib.threads * lib.pad_bytes);
+    check(lib.pads ? dnnl_success : dnnl_out_of_memory, "get its working memory");
+}
+
 static uint64_t key_hash(const struct key *key)
 {
     const unsigned char *bytes = (const unsigned char *)key;
@@ -136,6 +156,7 @@ static const struct entry *entry_get(const struct key *key)
     check(dnnl_primitive_create(&oldest->primitive, desc), "make a product's code");
     omp_set_num_threads(threads);
     dnnl_primitive_desc_destroy(desc);
+    pads_reserve(oldest->scratch_bytes);
     return oldest;
 }
 
@@ -145,9 +166,10 @@ struct tiling {
     int64_t rows, columns;  /* of tiles */
     bool in_bf16, out_bf16; /* of what oneDNN sees */
     bool widen;             /* bf16 tiles are widened to fp32 first, and rounded after */
-    bool out_narrow;        /* … because the output is bf16 */
-    bool out_add;           /* … and added to: by us, not by oneDNN */
-    unsigned flags;         /* for oneDNN */
+    bool result_bf16;       /* of what we see */
+    int64_t piece_k;        /* k, or where tiles are widened pieces of it, in order */
+    int64_t pieces;
+    unsigned flags;
 };
 
 static int64_t divide_up(int64_t a, int64_t b)
@@ -185,11 +207,9 @@ static struct tiling tiling_choose(int64_t m, int64_t n, int64_t k, enum dtype i
     t.widen = in == DTYPE_BF16 && !lib.native_bf16;
     t.in_bf16 = in == DTYPE_BF16 && !t.widen;
     t.out_bf16 = out == DTYPE_BF16 && !t.widen;
-    t.out_narrow = out == DTYPE_BF16 && t.widen;
-    if (t.out_narrow && flags & MATMUL_ADD) {
-        t.out_add = true;
-        t.flags &= ~(unsigned)MATMUL_ADD;
-    }
+    t.result_bf16 = out == DTYPE_BF16;
+    t.piece_k = t.widen && k > PIECE ? PIECE : k;
+    t.pieces = divide_up(k, t.piece_k);
     tiling_cut(&t);
     return t;
 }
@@ -204,67 +224,53 @@ static int64_t tile_width(const struct tiling *t, int64_t column)
     return column + 1 < t->columns ? t->tile_n : t->n - column * t->tile_n;
 }
 
-/* Widened tiles are dense copies; the others are views into the matrices. */
-static struct key tile_key(const struct tiling *t, int64_t row, int64_t column)
+/* Tiles come in at most eight sizes: corner's bit 0 says the last row of tiles, bit 1 the last column, bit 2
+ * the last piece of k. Widened tiles are dense copies and are summed up over pieces; the others are views
+ * into the matrices. */
+enum { CORNERS = 8 };
+
+static struct key corner_key(const struct tiling *t, int corner)
 {
-    struct key key = {.m = tile_height(t, row), .n = tile_width(t, column), .k = t->k, .flags = t->flags};
     bool ta = t->flags & MATMUL_A_TRANSPOSED, tb = t->flags & MATMUL_B_TRANSPOSED;
-    key.lda = !ta ? t->k : t->widen ? key.m : t->m;
-    key.ldb = tb ? t->k : t->widen ? key.n : t->n;
-    key.ldc = t->out_narrow ? key.n : t->n;
-    key.in_bf16 = t->in_bf16;
-    key.out_bf16 = t->out_bf16;
+    struct key key = {.m = tile_height(t, corner & 1 ? t->rows - 1 : 0),
+                      .n = tile_width(t, corner & 2 ? t->columns - 1 : 0),
+                      .k = corner & 4 ? t->k - (t->pieces - 1) * t->piece_k : t->piece_k,
+                      .flags = t->widen ? t->flags | MATMUL_ADD : t->flags,
+                      .in_bf16 = t->in_bf16,
+                      .out_bf16 = t->out_bf16};
+    key.lda = ta ? (t->widen ? key.m : t->m) : key.k;
+    key.ldb = tb ? key.k : (t->widen ? key.n : t->n);
+    key.ldc = t->widen ? key.n : t->n;
     return key;
 }
 
-/* Tiles come in at most four sizes: corner's bit 0 says the last row of tiles, bit 1 the last column. */
-static struct key corner_key(const struct tiling *t, int corner)
-{
-    return tile_key(t, corner & 1 ? t->rows - 1 : 0, corner & 2 ? t->columns - 1 : 0);
-}
-
-/* A slot: oneDNN's scratchpad, then the widened a, b and c. */
-struct slot {
+/* Where a widened tile's copies of a, b and c lie in a pad, behind oneDNN's own part. */
+struct wide {
     size_t a, b, c, bytes;
 };
 
-static size_t align(size_t bytes)
+static struct wide wide_lay(const struct tiling *t, size_t scratch_bytes)
 {
-    return (bytes + 4095) / 4096 * 4096;
+    struct wide wide = {.a = align(scratch_bytes)};
+    wide.b = wide.a + align(sizeof(float) * (size_t)(t->tile_m * t->piece_k));
+    wide.c = wide.b + align(sizeof(float) * (size_t)(t->tile_n * t->piece_k));
+    wide.bytes = wide.c + align(sizeof(float) * (size_t)(t->tile_m * t->tile_n));
+    return wide;
 }
 
-static struct slot slot_lay(const struct tiling *t, size_t pad)
-{
-    struct slot slot = {.bytes = align(pad)};
-    if (!t->widen)
-        return slot;
-    slot.a = slot.bytes;
-    slot.b = slot.a + align(sizeof(float) * (size_t)(t->tile_m * t->k));
-    slot.c = slot.b + align(sizeof(float) * (size_t)(t->tile_n * t->k));
-    slot.bytes = slot.c + align(sizeof(float) * (size_t)(t->tile_m * t->tile_n));
-    return slot;
-}
-
+/* Nothing comes from the caller: see the top. */
 static size_t products_scratch(int64_t m, int64_t n, int64_t k, enum dtype in_dtype, enum dtype out_dtype,
                                unsigned flags)
 {
-    if (m == 0 || n == 0 || k == 0)
-        return 0;
-    struct tiling t = tiling_choose(m, n, k, in_dtype, out_dtype, flags);
-    size_t pad = 0;
-    for (int corner = 0; corner < 4; corner++) {
-        struct key key = corner_key(&t, corner);
-        size_t bytes = entry_get(&key)->scratch_bytes; /* kept: asked before every product of a run */
-        pad = bytes > pad ? bytes : pad;
-    }
-    return (size_t)lib.slots * slot_lay(&t, pad).bytes;
+    (void)m, (void)n, (void)k, (void)in_dtype, (void)out_dtype, (void)flags;
+    return 0;
 }
 
-/* One thread's handles, re-pointed from tile to tile. */
+/* What one thread works with. */
 struct hands {
     dnnl_stream_t stream;
-    char *slot;
-    const struct slot *lay;
+    char *pad;
+    const struct wide *wide;
 };
 
 static dnnl_memory_t memory_of(const dnnl_memory_desc_t *desc, const void *data)
@@ -280,7 +286,7 @@ static void tile_execute(const struct hands *hands, const struct entry *e, void 
     dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, memory_of(&e->a, a)},
                               {DNNL_ARG_WEIGHTS, memory_of(&e->b, b)},
                               {DNNL_ARG_DST, memory_of(&e->c, out)},
-                              {DNNL_ARG_SCRATCHPAD, memory_of(&e->scratchpad, hands->slot)}};
+                              {DNNL_ARG_SCRATCHPAD, memory_of(&e->scratchpad, hands->pad)}};
     check(dnnl_primitive_execute(e->primitive, hands->stream, 4, args), "run a product");
     for (int i = 0; i < 4; i++)
         dnnl_memory_destroy(args[i].memory);
@@ -294,99 +300,113 @@ static void widen(float *to, const uint16_t *from, int64_t rows, int64_t columns
             to[r * columns + c] = bf16_to_float(from[r * stride + c]);
 }
 
-static void narrow(uint16_t *to, const float *from, int64_t rows, int64_t columns, int64_t stride, bool add)
+/* out = or += the tile's sum, rounded once */
+static void tile_finish(const struct tiling *t, void *out, const float *sum, int64_t rows, int64_t columns)
 {
+    bool add = t->flags & MATMUL_ADD;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++) {
-            uint16_t *at = &to[r * stride + c];
-            float x = from[r * columns + c];
-            *at = bf16_from_float(add ? bf16_to_float(*at) + x : x);
+            int64_t at = r * t->n + c;
+            float x = sum[r * columns + c];
+            put(out, at, add ? get(out, at, t->result_bf16) + x : x, t->result_bf16);
         }
 }
 
 /* A processor without bf16: the same tile in fp32, on inputs that are bf16 already. */
-static void tile_widened(const struct hands *hands, const struct tiling *t, const struct entry *e, void *out,
-                         const void *a, const void *b)
+static void tile_widened(const struct hands *hands, const struct tiling *t,
+                         const struct entry *const entries[CORNERS], int corner, void *out, const uint16_t *a,
+                         const uint16_t *b)
 {
-    const struct key *key = &e->key;
-    float *wide_a = (float *)(void *)(hands->slot + hands->lay->a);
-    float *wide_b = (float *)(void *)(hands->slot + hands->lay->b);
-    float *wide_c = (float *)(void *)(hands->slot + hands->lay->c);
-    if (t->flags & MATMUL_A_TRANSPOSED)
-        widen(wide_a, a, t->k, key->m, t->m);
-    else
-        widen(wide_a, a, key->m, t->k, t->k);
-    if (t->flags & MATMUL_B_TRANSPOSED)
-        widen(wide_b, b, key->n, t->k, t->k);
-    else
-        widen(wide_b, b, t->k, key->n, t->n);
-    tile_execute(hands, e, t->out_narrow ? (void *)wide_c : out, wide_a, wide_b);
-    if (t->out_narrow)
-        narrow(out, wide_c, key->m, key->n, t->n, t->out_add);
+    float *wide_a = (float *)(void *)(hands->pad + hands->wide->a);
+    float *wide_b = (float *)(void *)(hands->pad + hands->wide->b);
+    float *sum = (float *)(void *)(hands->pad + hands->wide->c);
+    const struct key *key = &entries[corner]->key;
+    memset(sum, 0, sizeof(float) * (size_t)(key->m * key->n));
+    for (int64_t piece = 0; piece < t->pieces; piece++) {
+        const struct entry *e = entries[piece + 1 < t->pieces ? corner : corner | 4];
+        int64_t k = piece * t->piece_k, count = e->key.k;
+        if (t->flags & MATMUL_A_TRANSPOSED)
+            widen(wide_a, a + k * t->m, count, key->m, t->m);
+        else
+            widen(wide_a, a + k, key->m, count, t->k);
+        if (t->flags & MATMUL_B_TRANSPOSED)
+            widen(wide_b, b + k, key->n, count, t->k);
+        else
+            widen(wide_b, b + k * t->n, count, key->n, t->n);
+        tile_execute(hands, e, sum, wide_a, wide_b);
+    }
+    tile_finish(t, out, sum, key->m, key->n);
 }
 
-static void tile_run(const struct hands *hands, const struct tiling *t, const struct entry *const corners[4],
-                     int64_t tile, char *out, const char *a, const char *b)
+static void tile_run(const struct hands *hands, const struct tiling *t,
+                     const struct entry *const entries[CORNERS], int64_t tile, char *out, const char *a,
+                     const char *b)
 {
     int64_t row = tile / t->columns, column = tile % t->columns;
     int64_t i = row * t->tile_m, j = column * t->tile_n;
-    const struct entry *e = corners[(row + 1 == t->rows ? 1 : 0) | (column + 1 == t->columns ? 2 : 0)];
-    int64_t in = t->in_bf16 || t->widen ? 2 : 4, result = t->out_bf16 || t->out_narrow ? 2 : 4;
+    int corner = (row + 1 == t->rows ? 1 : 0) | (column + 1 == t->columns ? 2 : 0);
+    int64_t in = t->in_bf16 || t->widen ? 2 : 4, result = t->result_bf16 ? 2 : 4;
     a += in * (t->flags & MATMUL_A_TRANSPOSED ? i : i * t->k);
     b += in * (t->flags & MATMUL_B_TRANSPOSED ? j * t->k : j);
     out += result * (i * t->n + j);
     if (t->widen)
-        tile_widened(hands, t, e, out, a, b);
+        tile_widened(hands, t, entries, corner, out, (const uint16_t *)(const void *)a,
+                     (const uint16_t *)(const void *)b);
     else
-        tile_execute(hands, e, out, a, b);
+        tile_execute(hands, entries[corner], out, a, b);
+}
+
+/* The primitives of all corners, and pads for them. */
+static struct wide tiling_prepare(const struct tiling *t, const struct entry *entries[CORNERS])
+{
+    size_t most = 0;
+    for (int corner = 0; corner < CORNERS; corner++) {
+        struct key key = corner_key(t, corner);
+        entries[corner] = corner & 4 && t->pieces == 1 ? entries[corner & 3] : entry_get(&key);
+        most = entries[corner]->scratch_bytes > most ? entries[corner]->scratch_bytes : most;
+    }
+    struct wide wide = {0};
+    if (t->widen) {
+        wide = wide_lay(t, most);
+        pads_reserve(wide.bytes);
+    }
+    return wide;
 }
 
 static void products_matmul(struct queue *q, void *out, const void *a, const void *b, int64_t m, int64_t n,
                             int64_t k, enum dtype in_dtype, enum dtype out_dtype, unsigned flags,
                             void *scratch)
 {
+    (void)scratch;
     if (m == 0 || n == 0 || k == 0) {
         if (!(flags & MATMUL_ADD))
             memset(out, 0, (size_t)(m * n) * dtype_bytes(out_dtype));
         return;
     }
     struct tiling t = tiling_choose(m, n, k, in_dtype, out_dtype, flags);
-    const struct entry *corners[4];
-    size_t pad = 0;
-    for (int corner = 0; corner < 4; corner++) {
-        struct key key = corner_key(&t, corner);
-        corners[corner] = entry_get(&key);
-        pad = corners[corner]->scratch_bytes > pad ? corners[corner]->scratch_bytes : pad;
-    }
-    struct slot lay = slot_lay(&t, pad);
-    int threads = q->threads < lib.slots ? q->threads : lib.slots, before = omp_get_max_threads();
+    const struct entry *entries[CORNERS];
+    struct wide wide = tiling_prepare(&t, entries);
+    int threads = q->threads < lib.threads ? q->threads : lib.threads, before = omp_get_max_threads();
     omp_set_num_threads(1); /* for oneDNN, inside; the region below says its own number */
 #pragma omp parallel num_threads(threads) if (t.rows * t.columns > 1)
     {
-        struct hands hands = {.slot = (char *)scratch + (size_t)omp_get_thread_num() * lay.bytes,
-                              .lay = &lay};
+        struct hands hands = {.pad = lib.pads + (size_t)omp_get_thread_num() * lib.pad_bytes, .wide = &wide};
         check(dnnl_stream_create(&hands.stream, lib.engine, dnnl_stream_default_flags), "make a stream");
 #pragma omp for schedule(dynamic)
         for (int64_t tile = 0; tile < t.rows * t.columns; tile++)
-            tile_run(&hands, &t, corners, tile, out, a, b);
+            tile_run(&hands, &t, entries, tile, out, a, b);
         dnnl_stream_destroy(hands.stream);
     }
     omp_set_num_threads(before);
 }
 
-static const struct head_products products = {products_matmul, products_scratch};
-
 /* The head around these products, with the softmax of the table's level. */
 #define X(level)                                                                                             \
-    static size_t level##_head_scratch(const struct head_shape *shape, bool gradient, enum dtype dtype)      \
-    {                                                                                                        \
-        return level##_head_with_scratch(&products, shape, gradient, dtype);                                 \
-    }                                                                                                        \
     static void level##_head(struct queue *q, float *logprob, void *dx, float *dw, const void *x,            \
                              const void *w, const int32_t *labels, const struct head_shape *shape,           \
                              enum dtype dtype, void *scratch)                                                \
     {                                                                                                        \
-        level##_head_with(q, &products, logprob, dx, dw, x, w, labels, shape, dtype, scratch);               \
+        level##_head_with(q, products_matmul, logprob, dx, dw, x, w, labels, shape, dtype, scratch);         \
     }
 HEAD_LEVELS(X)
 #undef X
@@ -420,28 +440,33 @@ static bool bf16_is_native(void)
     return native;
 }
 
+static bool lib_open(void)
+{
+    if (dnnl_engine_create(&lib.engine, dnnl_cpu, 0) != dnnl_success) {
+        snprintf(lib.products, sizeof lib.products, "plain C (oneDNN did not start)");
+        return false;
+    }
+    lib.native_bf16 = bf16_is_native();
+    if (!lib.native_bf16)
+        snprintf(lib.products, sizeof lib.products, "fp32 by oneDNN, on bf16-rounded inputs");
+    return true;
+}
+
 void overlay_dnnl(struct kernels *table, int threads)
 {
-    if (!lib.engine) {
-        if (dnnl_engine_create(&lib.engine, dnnl_cpu, 0) != dnnl_success) {
-            snprintf(lib.products, sizeof lib.products, "plain C (oneDNN did not start)");
-            return;
-        }
-        /* Kept for good: scratch that was asked for stays enough whatever devices are opened later. */
-        cpu_set_t set;
-        int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-        lib.slots = threads > cores ? threads : cores;
-        lib.native_bf16 = bf16_is_native();
-        if (!lib.native_bf16)
-            snprintf(lib.products, sizeof lib.products, "fp32 by oneDNN, on bf16-rounded inputs");
+    if (!lib.engine && !lib_open())
+        return;
+    if (threads > lib.threads) {
+        size_t bytes = lib.pad_bytes;
+        lib.threads = threads;
+        lib.pad_bytes = 0;
+        pads_reserve(bytes);
     }
     table->matmul = products_matmul;
     table->matmul_scratch = products_scratch;
 #define X(level)                                                                                             \
-    if (table->head_loss == kernels_##level.head_loss) {                                                     \
-        table->head_loss = level##_head;                                                                     \
-        table->head_loss_scratch = level##_head_scratch;                                                     \
-    }
+    if (table->head_loss == kernels_##level.head_loss)                                                       \
+        table->head_loss = level##_head;
     HEAD_LEVELS(X)
 #undef X
 }

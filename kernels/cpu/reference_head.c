@@ -13,8 +13,8 @@
 #define LOGITS_BYTES (64ll << 20) /* of one chunk … */
 enum { ROWS_MIN = 256 };          /* … but not fewer rows: every chunk reads and writes all of dw */
 
-/* A chunk's rows are filled up with zero rows to a multiple of 64: then products come in few shapes, which
- * can be planned for all, whatever the number of labelled rows turns out to be. */
+/* A chunk's rows are filled up with zero rows to a multiple of 64: then products come in few shapes, whatever
+ * the number of labelled rows turns out to be. */
 static int64_t padded(int64_t rows)
 {
     return (rows + 63) / 64 * 64;
@@ -33,8 +33,7 @@ struct chunk {
     void *x, *dx;    /* [R][hidden] */
     float *logits;   /* [R][vocabulary]; in fp32 d logits take their place */
     void *dlogits;   /* [R][vocabulary] */
-    void *products;
-    size_t bytes; /* of all of them */
+    size_t bytes;    /* of all of them */
 };
 
 static void *take(char *scratch, size_t *bytes, size_t want)
@@ -44,13 +43,6 @@ static void *take(char *scratch, size_t *bytes, size_t want)
     return scratch ? scratch + at : NULL;
 }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-/* The products come last in scratch: their bytes are asked for by products_bytes, once, when memory is
- * planned. */
 static struct chunk chunk_lay(void *scratch, const struct head_shape *shape, bool gradient, enum dtype dtype)
 {
     int64_t R = chunk_rows(shape), V = shape->vocabulary, H = shape->hidden;
@@ -64,26 +56,7 @@ static struct chunk chunk_lay(void *scratch, const struct head_shape *shape, boo
         c.dlogits =
             dtype == DTYPE_F32 ? (void *)c.logits : take(scratch, &c.bytes, rows * (size_t)V * element);
     }
-    c.products = take(scratch, &c.bytes, 0);
     return c;
-}
-
-/* The largest scratch of the products of a chunk, over all numbers of rows that it may have. */
-static size_t products_bytes(const struct head_products *products, const struct head_shape *shape,
-                             bool gradient, enum dtype dtype)
-{
-    int64_t V = shape->vocabulary, H = shape->hidden;
-    size_t want = 0;
-    for (int64_t rows = 64; rows <= chunk_rows(shape); rows += 64) {
-        want = larger(want, products->scratch(rows, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED));
-        if (!gradient)
-            continue;
-        want = larger(want, products->scratch(rows, H, V, dtype, dtype, 0));
-        want = larger(want, products->scratch(V, H, rows, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED));
-        want =
-            larger(want, products->scratch(V, H, rows, dtype, DTYPE_F32, MATMUL_A_TRANSPOSED | MATMUL_ADD));
-    }
-    return want;
 }
 
 /* One row: returns the label's log-probability; logits become e^(logit - max), *total their sum. */
@@ -145,15 +118,14 @@ static void chunk_softmax(struct queue *q, float *logprob, const struct chunk *c
     }
 }
 
-size_t ROW(head_with_scratch)(const struct head_products *products, const struct head_shape *shape,
-                              bool gradient, enum dtype dtype)
+size_t ROW(head_loss_scratch)(const struct head_shape *shape, bool gradient, enum dtype dtype)
 {
-    return chunk_lay(NULL, shape, gradient, dtype).bytes + products_bytes(products, shape, gradient, dtype);
+    return chunk_lay(NULL, shape, gradient, dtype).bytes;
 }
 
-void ROW(head_with)(struct queue *q, const struct head_products *products, float *logprob, void *dx,
-                    float *dw, const void *x, const void *w, const int32_t *labels,
-                    const struct head_shape *shape, enum dtype dtype, void *scratch)
+void ROW(head_with)(struct queue *q, head_matmul *matmul, float *logprob, void *dx, float *dw, const void *x,
+                    const void *w, const int32_t *labels, const struct head_shape *shape, enum dtype dtype,
+                    void *scratch)
 {
     int64_t T = shape->tokens, V = shape->vocabulary, H = shape->hidden, R = chunk_rows(shape), labelled = 0;
     size_t row_bytes = (size_t)H * dtype_bytes(dtype);
@@ -176,30 +148,23 @@ void ROW(head_with)(struct queue *q, const struct head_products *products, float
             memcpy((char *)c.x + (size_t)r * row_bytes, (const char *)x + (size_t)tokens[r] * row_bytes,
                    row_bytes);
         memset((char *)c.x + (size_t)rows * row_bytes, 0, (size_t)(whole - rows) * row_bytes);
-        products->matmul(q, c.logits, c.x, w, whole, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED, c.products);
+        matmul(q, c.logits, c.x, w, whole, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED, NULL);
         chunk_softmax(q, logprob, &c, tokens, rows, labels, V, gradient, dtype);
         if (!gradient)
             continue;
         size_t dlogits_row = (size_t)V * dtype_bytes(dtype);
         memset((char *)c.dlogits + (size_t)rows * dlogits_row, 0, (size_t)(whole - rows) * dlogits_row);
-        products->matmul(q, c.dx, c.dlogits, w, whole, H, V, dtype, dtype, 0, c.products);
-        products->matmul(q, dw, c.dlogits, c.x, V, H, whole, dtype, DTYPE_F32,
-                         first == 0 ? MATMUL_A_TRANSPOSED : MATMUL_A_TRANSPOSED | MATMUL_ADD, c.products);
+        matmul(q, c.dx, c.dlogits, w, whole, H, V, dtype, dtype, 0, NULL);
+        matmul(q, dw, c.dlogits, c.x, V, H, whole, dtype, DTYPE_F32,
+               first == 0 ? MATMUL_A_TRANSPOSED : MATMUL_A_TRANSPOSED | MATMUL_ADD, NULL);
         for (int64_t r = 0; r < rows; r++)
             memcpy((char *)dx + (size_t)tokens[r] * row_bytes, (const char *)c.dx + (size_t)r * row_bytes,
                    row_bytes);
     }
 }
 
-static const struct head_products plain = {ROW(matmul), ROW(matmul_scratch)};
-
-size_t ROW(head_loss_scratch)(const struct head_shape *shape, bool gradient, enum dtype dtype)
-{
-    return ROW(head_with_scratch)(&plain, shape, gradient, dtype);
-}
-
 void ROW(head_loss)(struct queue *q, float *logprob, void *dx, float *dw, const void *x, const void *w,
                     const int32_t *labels, const struct head_shape *shape, enum dtype dtype, void *scratch)
 {
-    ROW(head_with)(q, &plain, logprob, dx, dw, x, w, labels, shape, dtype, scratch);
+    ROW(head_with)(q, ROW(matmul), logprob, dx, dw, x, w, labels, shape, dtype, scratch);
 }
