@@ -190,7 +190,6 @@ class Daemon:
         self.pids = []
 
     def said(self):
-        self.log.flush()
         with open(self.log.name, encoding="utf-8", errors="replace") as text:
             return text.read()
 
@@ -199,7 +198,7 @@ class Daemon:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             need(self.process.poll() is None, f"trainerd ended with {self.process.returncode}: {self.said()[-1500:]}")
-            if os.path.exists(self.address[5:]):
+            if " ready: " in self.said():  # it answers sooner, while it loads
                 result = self.world.ctl("status", code=None, timeout=10, daemon=self)
                 if result.code == 0:
                     self.pids = self.rank_pids()
@@ -242,6 +241,8 @@ class Daemon:
     def end(self):
         for pid in self.pids or self.rank_pids():  # a stopped rank hears nothing but SIGCONT and SIGKILL
             send(pid, signal.SIGCONT)
+        if self.log.closed:
+            return
         if self.process.poll() is None:
             send(self.process.pid, signal.SIGTERM)
             try:
