@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static bool keep(const char *folder, const struct doctor_rates *rates, struct err *err)
 {
@@ -45,6 +46,15 @@ static void print_rates(const struct doctor_rates *rates, const char *folder)
            folder);
 }
 
+/* Rates measured beside other work are not this machine's own. */
+static void note_load(const struct call *call)
+{
+    double load = 0;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (getloadavg(&load, 1) == 1 && load > 0.5 * (double)cores)
+        call_note(call, "the machine is busy (load %.1f on %ld cores): measure again when it is not", load, cores);
+}
+
 int cmd_doctor(struct call *call)
 {
     static const struct column columns[] = {{"check", "check", AS_TEXT, 0},
@@ -58,6 +68,7 @@ int cmd_doctor(struct call *call)
     if (!find_folder(call, folder, &err))
         return call_fail(call, &err);
     if (!quick) {
+        note_load(call);
         call_note(call, "measuring; this takes some seconds");
         if (!doctor_measure(&rates, &err) || !keep(folder, &rates, &err))
             return call_fail(call, &err);

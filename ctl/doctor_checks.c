@@ -90,18 +90,19 @@ static void check_processor(json_t *checks)
     strncat(flags, " ", sizeof flags - strlen(flags) - 1);
     static const char *const wanted[] = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"};
     char has[128] = "";
+    size_t used = 0;
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         char word[32];
         snprintf(word, sizeof word, " %s ", wanted[i]);
-        if (strstr(flags, word))
-            strncat(has, word, sizeof has - strlen(has) - 1);
+        if (strstr(flags, word) && used < sizeof has)
+            used += (size_t)snprintf(has + used, sizeof has - used, "%s%s", used ? ", " : "", wanted[i]);
     }
     add(checks, "processor", "ok", "", "%s", name);
     add(checks, "cores", "ok", "", "%d usable of %ld", usable_cores(), sysconf(_SC_NPROCESSORS_ONLN));
     bool bf16 = strstr(has, "bf16") != NULL;
     add(checks, "instructions", bf16 ? "ok" : "note",
         bf16 ? "" : "bf16 products run in fp32 on bf16-rounded inputs here: right, and slower", "%s",
-        has[0] ? has + 1 : "none of AVX2, AVX-512, AMX");
+        has[0] ? has : "none of AVX2, AVX-512, AMX");
 }
 
 static double cgroup_limit(void)

@@ -305,6 +305,36 @@ static void test_history_without_following(void **state)
     client_close(&client);
 }
 
+/* Subscribing again and again while steps end quickly: where the file ends and the live events begin, no step is missing
+ * and none is told twice. */
+static void test_the_seam_between_history_and_live(void **state)
+{
+    struct place *place = *state;
+    struct client client = connect_to(place);
+    init_model(&client);
+    train(&client, "data: /d\nsteps: 1000000\n", NULL);
+    for (int i = 0; i < 60; i++) {
+        REQUEST(subscribe, SUBSCRIBE, SubscribeRequest);
+        subscribe_body.history = true;
+        subscribe_body.follow = true;
+        subscribe.subscribe = &subscribe_body;
+        struct client follower = connect_to(place);
+        atomic_fetch_add(&place->engine.steps_wanted, 40); /* at full speed, as it subscribes */
+        trainerd__reply__free_unpacked(ask(&follower, &subscribe), NULL);
+        for (int64_t next = 1; next <= 40 * (i + 1);) {
+            struct err err = ERR_INIT;
+            Trainerd__Event *event;
+            check_ok(client_event(&follower, 20, &event, &err), &err);
+            assert_non_null(event);
+            if (event->body_case == TRAINERD__EVENT__BODY_STEP)
+                assert_int_equal(event->step->step, next++);
+            trainerd__event__free_unpacked(event, NULL);
+        }
+        client_close(&follower);
+    }
+    client_close(&client);
+}
+
 static void test_an_idempotency_key_does_it_once(void **state)
 {
     struct place *place = *state;
@@ -525,6 +555,92 @@ static void test_garbage(void **state)
     client_close(&client);
 }
 
+/* One valid request of every kind, as a frame; which from 0, false past the last. */
+static bool pack_any(int which, unsigned char **bytes, size_t *count)
+{
+    REQUEST(status, STATUS, StatusRequest);
+    REQUEST(subscribe, SUBSCRIBE, SubscribeRequest);
+    REQUEST(init, INIT, InitRequest);
+    REQUEST(export, EXPORT, ExportRequest);
+    REQUEST(train, TRAIN, TrainRequest);
+    REQUEST(swap, SET_OPTIMIZER, SetOptimizerRequest);
+    REQUEST(schedule, SET_SCHEDULE, SetScheduleRequest);
+    REQUEST(load, CHECKPOINT_LOAD, CheckpointLoadRequest);
+    REQUEST(list, CHECKPOINT_LIST, CheckpointListRequest);
+    REQUEST(runs, RUNS, RunsRequest);
+    char *settings[] = {(char *)"lr=1e-4", (char *)"beta2=0.99"}, *kinds[] = {(char *)"kind=linear"};
+    Trainerd__Seed seed = TRAINERD__SEED__INIT;
+    seed.value = 7;
+    status.status = &status_body;
+    status.idempotency_key = (char *)"key";
+    subscribe_body.run = (char *)"run-1";
+    subscribe_body.history = subscribe_body.follow = true;
+    subscribe.subscribe = &subscribe_body;
+    init_body.path = (char *)"/a/config.json";
+    init_body.seed = &seed;
+    init.init = &init_body;
+    export_body.path = (char *)"/a";
+    export_body.dtype = (char *)"fp32";
+    export.export = &export_body;
+    train_body.recipe = (char *)"data: /d\nsteps: 3\noptimizer: {lr: 1e-3, betas: [0.9, 0.99]}\n";
+    train_body.overrides = settings;
+    train_body.n_overrides = 0;
+    train.train = &train_body;
+    swap_body.policy = (char *)"fp32-master+m=q8+v=bf16s";
+    swap_body.settings = settings;
+    swap_body.n_settings = 2;
+    swap.set_optimizer = &swap_body;
+    schedule_body.settings = kinds;
+    schedule_body.n_settings = 1;
+    schedule_body.dry_run = true;
+    schedule.set_schedule = &schedule_body;
+    load_body.name = (char *)"name";
+    load_body.policy = (char *)"bf16-sr";
+    load.checkpoint_load = &load_body;
+    list.checkpoint_list = &list_body;
+    runs.runs = &runs_body;
+    const Trainerd__Request *const all[] = {&status, &subscribe, &init, &export, &train,
+                                            &swap,   &schedule,  &load, &list,   &runs};
+    if ((size_t)which >= sizeof all / sizeof all[0])
+        return false;
+    *bytes = frame_pack(&all[which]->base, count);
+    return true;
+}
+
+/* Every request with bytes changed at random: answered, refused or closed; the daemon goes on, and says so.
+ */
+static void test_mutated_requests(void **state)
+{
+    struct place *place = *state;
+    const char *said = getenv("TRAINERD_FUZZ_ROUNDS");
+    int rounds = said ? atoi(said) : 60;
+    uint64_t random = 88172645463325252u;
+    struct client first = connect_to(place);
+    init_model(&first);
+    client_close(&first);
+    for (int round = 0; round < rounds; round++) {
+        unsigned char *bytes;
+        size_t count;
+        for (int which = 0; pack_any(which, &bytes, &count); which++) {
+            for (unsigned changes = 0; changes < 1 + (unsigned)round % 4; changes++) {
+                random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+                bytes[random % count] = (unsigned char)(random >> 32);
+            }
+            struct client client = connect_to(place);
+            (void)!send(client.fd, bytes, count, MSG_NOSIGNAL);
+            shutdown(client.fd, SHUT_WR); /* it sends no more, and reads what comes */
+            if (round % 2)
+                while (recv(client.fd, (unsigned char[4096]){0}, 4096, 0) > 0)
+                    continue;
+            free(bytes);
+            client_close(&client);
+        }
+    }
+    struct client client = connect_to(place);
+    trainerd__reply__free_unpacked(status_of(&client), NULL);
+    client_close(&client);
+}
+
 static void test_requests_in_a_row_are_answered_by_id(void **state)
 {
     struct place *place = *state;
@@ -601,6 +717,13 @@ static void test_the_schedule_is_merged(void **state)
     assert_int_equal(reply->schedule->warmup_steps, 22);
     assert_int_equal(reply->schedule->wsd_decay, 40);
     trainerd__reply__free_unpacked(reply, NULL);
+    settings[0] = (char *)"warmup_ratio=0.2"; /* a ratio replaces the steps that were said before */
+    set_body.n_settings = 1;
+    reply = ask(&client, &set);
+    assert_int_equal(reply->schedule->warmup_steps, 44);
+    trainerd__reply__free_unpacked(reply, NULL);
+    settings[0] = (char *)"kind=wsd";
+    set_body.n_settings = 3;
     reply = ask(&client, &look);
     assert_string_equal(reply->schedule->kind, "cosine"); /* a dry run changes nothing */
     trainerd__reply__free_unpacked(reply, NULL);
@@ -736,12 +859,14 @@ int main(void)
         CASE(test_refusals_say_what_why_and_what_to_do),
         CASE(test_a_run_seen_by_its_subscriber),
         CASE(test_history_without_following),
+        CASE(test_the_seam_between_history_and_live),
         CASE(test_an_idempotency_key_does_it_once),
         CASE(test_a_deadline),
         CASE(test_clients_that_leave),
         CASE(test_a_subscriber_that_never_reads),
         CASE(test_a_client_that_never_reads),
         CASE(test_garbage),
+        CASE(test_mutated_requests),
         CASE(test_requests_in_a_row_are_answered_by_id),
         CASE(test_the_schedule_is_merged),
         CASE(test_sigusr1_queues_a_shutdown),
