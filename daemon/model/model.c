@@ -139,7 +139,6 @@ static void run_blocks_back(struct tape *tape)
             tape->recording = tape->replaying = true;
             qwen3_block(tape, (int32_t)layer + 1, tape->inputs[layer + 1], tape->inputs[layer]);
             tape->recording = tape->replaying = false;
-            arena_reset(tape->gradients, tape->stream_mark);
         }
         tape_play(tape, mark.records);
         tape_unit_close(tape);

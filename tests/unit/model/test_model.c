@@ -256,6 +256,7 @@ static void test_recompute_saves_memory(void **state)
     /* beside the blocks: every block's input, the last output, the final norm, rstd and log-probability */
     size_t inputs = 4096 * ((size_t)(b.config.hidden * (b.config.layers + 2)) * 2 + 2 * sizeof(float));
     assert_int_equal(recomputed.activation_bytes - inputs, (kept.activation_bytes - inputs) / 5);
+    assert_int_equal(recomputed.gradient_bytes, kept.gradient_bytes);
     assert_true(twice.activation_bytes <= 2 * recomputed.activation_bytes); /* linear in tokens */
     rig_close(&b);
 }
