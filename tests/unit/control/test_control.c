@@ -319,7 +319,8 @@ static void test_the_seam_between_history_and_live(void **state)
         subscribe_body.follow = true;
         subscribe.subscribe = &subscribe_body;
         struct client follower = connect_to(place);
-        atomic_fetch_add(&place->engine.steps_wanted, 40); /* at full speed, as it subscribes */
+        atomic_fetch_add(&place->engine.steps_wanted, 40); /* at full speed, before, while or after it subscribes */
+        nanosleep(&(struct timespec){.tv_nsec = i % 20 * 150000}, NULL);
         trainerd__reply__free_unpacked(ask(&follower, &subscribe), NULL);
         for (int64_t next = 1; next <= 40 * (i + 1);) {
             struct err err = ERR_INIT;
@@ -330,6 +331,10 @@ static void test_the_seam_between_history_and_live(void **state)
                 assert_int_equal(event->step->step, next++);
             trainerd__event__free_unpacked(event, NULL);
         }
+        struct err err = ERR_INIT;
+        Trainerd__Event *event;
+        check_ok(client_event(&follower, 0.01, &event, &err), &err);
+        assert_null(event); /* none is told again */
         client_close(&follower);
     }
     client_close(&client);
