@@ -1,5 +1,6 @@
 /* status, wait, pause, resume, stop, shutdown. */
 #include "commands.h"
+#include "help.h"
 #include "output.h"
 
 #include <errno.h>
@@ -343,4 +344,11 @@ int cmd_shutdown(struct call *call)
             return call_fail(call, &err);
     }
     return code;
+}
+
+int cmd_completion(struct call *call)
+{
+    (void)call;
+    help_completion(stdout);
+    return EXIT_DONE;
 }

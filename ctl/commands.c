@@ -99,6 +99,7 @@ const struct command commands[] = {
     {"doctor", "", 0, 0, "what this machine has, what is missing, how fast it is", .run = cmd_doctor,
      .options = {{"quick", NULL, "without the measurements"},
                  {"state-dir", "DIR", "where the measured rates are kept for the daemon (its state folder)"}}},
+    {"completion", "", 0, 0, "completion for bash: source <(trainctl completion)", .run = cmd_completion},
     {"shutdown", "", 0, 0, "finish the step, save if there is a run, end the daemon", .run = cmd_shutdown},
 };
 // clang-format on

@@ -47,5 +47,8 @@ int cmd_checkpoint_delete(struct call *call);
 int cmd_plot(struct call *call);
 int cmd_compare(struct call *call);
 
+/* cmd_state.c: of trainctl itself */
+int cmd_completion(struct call *call);
+
 /* doctor.c */
 int cmd_doctor(struct call *call);

@@ -91,3 +91,58 @@ void help_command(FILE *out, const struct command *command)
     }
     key_lines(out, command->keys);
 }
+
+static void completion_flags(FILE *out, const struct command *command)
+{
+    size_t count;
+    const char *prefix;
+    const struct key *table = call_keys(command->keys, &count, &prefix);
+    for (int i = 0; i < CALL_OPTIONS && command->options[i].name; i++)
+        fprintf(out, " %s%s", strlen(command->options[i].name) == 1 ? "-" : "--", command->options[i].name);
+    for (size_t i = 0; i < count; i++) {
+        char flag[LIMIT_NAME_BYTES];
+        if (strncmp(table[i].name, prefix, strlen(prefix)) != 0)
+            continue;
+        help_flag_name(flag, command->keys, &table[i]);
+        fprintf(out, " --%s", flag);
+    }
+}
+
+void help_completion(FILE *out)
+{
+    fprintf(out, "# bash completion of trainctl: source <(trainctl completion)\n"
+                 "_trainctl() {\n"
+                 "    local current=${COMP_WORDS[COMP_CWORD]} said=\" ${COMP_WORDS[*]:1:COMP_CWORD-1} \"\n"
+                 "    local words=\"--connect --output --quiet --timeout --help --version\"\n"
+                 "    case \"$said\" in\n");
+    for (int i = 0; i < command_count; i++) {
+        if (!commands[i].run)
+            continue;
+        fprintf(out, "    *\" %s \"*) words+=\"", commands[i].name);
+        completion_flags(out, &commands[i]);
+        fprintf(out, "\" ;;\n");
+    }
+    for (int i = 0; i < command_count; i++) { /* the first word of two leads to the second */
+        const char *space = strchr(commands[i].name, ' ');
+        bool first = space != NULL;
+        for (int j = 0; first && j < i; j++)
+            first = strncmp(commands[j].name, commands[i].name, (size_t)(space - commands[i].name) + 1) != 0;
+        if (!first)
+            continue;
+        fprintf(out, "    *\" %.*s \"*) words=\"", (int)(space - commands[i].name), commands[i].name);
+        for (int j = i; j < command_count; j++)
+            if (strncmp(commands[j].name, commands[i].name, (size_t)(space - commands[i].name) + 1) == 0)
+                fprintf(out, "%s ", strchr(commands[j].name, ' ') + 1);
+        fprintf(out, "\" ;;\n");
+    }
+    fprintf(out, "    *) words+=\"");
+    for (int i = 0; i < command_count; i++)
+        if (commands[i].run)
+            fprintf(out, " %.*s", (int)strcspn(commands[i].name, " "), commands[i].name);
+    fprintf(
+        out,
+        "\" ;;\n    esac\n"
+        "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\"; compgen -f -- \"$current\")\n"
+        "}\n"
+        "complete -o filenames -F _trainctl trainctl\n");
+}

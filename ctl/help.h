@@ -11,3 +11,5 @@ bool help_is_group(const char *word); /* the first of a command's two words */
 
 /* "lr" for optimizer.lr: the shortest flag that is unambiguous, with dashes. */
 void help_flag_name(char flag[LIMIT_NAME_BYTES], enum keys_of keys, const struct key *key);
+
+void help_completion(FILE *out); /* for bash: source <(trainctl completion) */

@@ -23,6 +23,7 @@ WITHOUT_DAEMON = [
     (["--help"], 0, ["set-optimizer", "not built yet", "Exit:"], []),
     (["train", "--help"], 0, ["--lr", "--global-batch", "--checkpoint.every", "--follow"], []),
     (["checkpoint", "--help"], 0, ["checkpoint save", "checkpoint delete"], []),
+    (["completion"], 0, ["complete -o filenames -F _trainctl trainctl", "--checkpoint.every", "set-optimizer"], []),
     (["--help", "audit"], 0, ["audit"], []),
     ([], 2, [], ["no command", "trainctl status"]),
     (["statsu"], 2, [], ['did you mean "status"']),
