@@ -24,6 +24,7 @@
 
 enum {
     TILE_ROWS = 256,
+    TILE_ROWS_MANY = 512, /* where there are many tiles: 3 % more */
     TILE_COLUMNS = 1024,
     TILE_COLUMNS_LONG = 512,
     LONG = 4096,
@@ -31,7 +32,7 @@ enum {
     COLUMN_STEP = 64,
     PIECE = 2048 /* of k, where tiles are widened: bounds their copies */
 };
-enum { TILES_FEW = 16, TILES_WANTED = 4, ROWS_WANTED = 128, TILE_MIN = 64 };
+enum { TILES_MANY = 8, TILES_FEW = 16, TILES_WANTED = 4, ROWS_WANTED = 128, TILE_MIN = 64 };
 enum { SETS = 128, WAYS = 8 };
 
 /* All that a tile's primitive depends on. Without padding bytes, so that keys compare as memory. */
@@ -182,7 +183,9 @@ static int64_t divide_up(int64_t a, int64_t b)
 static void tiling_cut(struct tiling *t)
 {
     t->columns = divide_up(t->n, t->k > LONG ? TILE_COLUMNS_LONG : TILE_COLUMNS);
-    t->rows = divide_up(t->m, TILE_ROWS);
+    t->rows = divide_up(t->m, TILE_ROWS_MANY);
+    if (t->rows * t->columns < TILES_MANY)
+        t->rows = divide_up(t->m, TILE_ROWS);
     int64_t tiles = t->rows * t->columns;
     if (tiles % 2 != 0 && tiles < TILES_FEW) {
         if (t->m / (t->rows + 1) >= TILE_MIN)
