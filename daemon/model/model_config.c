@@ -39,7 +39,7 @@ static const struct field fields[] = {
     {"num_hidden_layers",       FIELD_COUNT, AT(layers),            1, LIMIT_LAYERS,     true,  0},
     {"num_attention_heads",     FIELD_COUNT, AT(q_heads),           1, 4096,             true,  0},
     {"num_key_value_heads",     FIELD_COUNT, AT(kv_heads),          1, 4096,             true,  0},
-    {"head_dim",                FIELD_COUNT, AT(head_dim),          2, 1024,             true,  0},
+    {"head_dim",                FIELD_COUNT, AT(head_dim),          2, 512,              true,  0}, /* attention's rows hold so much */
     {"intermediate_size",       FIELD_COUNT, AT(ffn),               1, 1 << 22,          true,  0},
     {"vocab_size",              FIELD_COUNT, AT(vocabulary),        1, LIMIT_VOCABULARY, true,  0},
     {"max_position_embeddings", FIELD_COUNT, AT(positions),         1, 1 << 24,          true,  0},

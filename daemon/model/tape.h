@@ -72,7 +72,9 @@ bool model_init(struct model *model, const struct model_config *config, enum dty
 bool model_reserve_positions(struct model *model, int64_t positions, struct err *err) MUST_USE;
 void model_done(struct model *model);
 
-/* What micro-batches of up to these sizes need; training = false: evaluation, forward only. */
+/* What micro-batches of up to these sizes need; training = false: evaluation, forward only. A plan for more
+ * tokens, sequences or longer ones is never smaller. It uses the model's records as a run does: same thread,
+ * between runs. */
 struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t sequences, int64_t longest,
                             bool training);
 

@@ -13,12 +13,13 @@
 
 #define RUNS_MAX 101
 
-/* The device's table once more, each row with a clock around it. */
+/* The device's table once more, each row with a clock around it: of the processor's time, all threads
+ * together, so that what else the machine does counts little. */
 static const struct kernels *real;
 static double now_s(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 static struct row {
@@ -41,11 +42,26 @@ enum {
     {                                                                                                        \
         double start = now_s();                                                                              \
         real->name arguments;                                                                                \
-        clocked[ROW_##name].seconds += now_s() - start;                                                         \
-        clocked[ROW_##name].calls++;                                                                            \
+        clocked[ROW_##name].seconds += now_s() - start;                                                      \
+        clocked[ROW_##name].calls++;                                                                         \
     }
 KERNELS(X)
 #undef X
+/* Products by their purpose: forward, the input's gradient, the weight's. */
+static struct row products[] = {
+    {.name = "  forward"}, {.name = "  input gradient"}, {.name = "  weight gradient"}};
+static double product_flops[3];
+static void timed_product(struct queue *q, void *out, const void *a, const void *b, int64_t m, int64_t n,
+                          int64_t k, enum dtype in, enum dtype result, unsigned flags, void *scratch)
+{
+    int kind = flags & MATMUL_A_TRANSPOSED ? 2 : flags & MATMUL_B_TRANSPOSED ? 0 : 1;
+    double start = clocked[ROW_matmul].seconds;
+    timed_matmul(q, out, a, b, m, n, k, in, result, flags, scratch);
+    products[kind].seconds += clocked[ROW_matmul].seconds - start;
+    products[kind].calls++;
+    product_flops[kind] += 2.0 * (double)m * (double)n * (double)k;
+}
+
 static size_t timed_matmul_scratch(int64_t m, int64_t n, int64_t k, enum dtype in, enum dtype out,
                                    unsigned flags)
 {
@@ -71,6 +87,7 @@ static struct kernels timed_table(const struct kernels *table)
 #define X(name, parameters, arguments) timed.name = timed_##name;
     KERNELS(X)
 #undef X
+    timed.matmul = timed_product;
     timed.matmul_scratch = timed_matmul_scratch;
     timed.head_loss_scratch = timed_head_loss_scratch;
     return timed;
@@ -91,6 +108,10 @@ static void print_shares(double seconds, int runs)
                100 * clocked[i].seconds / seconds, clocked[i].calls / runs);
         rest -= clocked[i].seconds;
     }
+    for (int i = 0; i < 3; i++)
+        printf("%-28s %8.3f ms %5.1f %% %6ld calls %6.1f GFLOP/s a thread\n", products[i].name,
+               1e3 * products[i].seconds / runs, 100 * products[i].seconds / seconds,
+               products[i].calls / runs, 1e-9 * product_flops[i] / products[i].seconds);
     printf("%-28s %8.3f ms %5.1f %%\n", "between kernels", 1e3 * rest / runs, 100 * rest / seconds);
 }
 
@@ -152,14 +173,19 @@ static void measure(struct rig *rig, int runs, double flops)
     for (int run = -2; run < runs; run++) { /* two warm up: primitives are made, pages come */
         struct model_pass pass;
         test_host_forget(&rig->host);
+        double start = now_s();
         model_run(&rig->model, &rig->batch.batch, &tape, &rig->activations, &rig->gradients, rig->sum, true,
                   &pass);
         if (run < 0) {
             for (int i = 0; i < ROWS; i++)
                 clocked[i] = (struct row){.name = clocked[i].name};
+            for (int i = 0; i < 3; i++) {
+                products[i] = (struct row){.name = products[i].name};
+                product_flops[i] = 0;
+            }
             continue;
         }
-        sum += pass.forward_s + pass.backward_s;
+        sum += now_s() - start;
         forward[run] = pass.forward_s;
         backward[run] = pass.backward_s;
         both[run] = pass.forward_s + pass.backward_s;

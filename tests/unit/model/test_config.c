@@ -154,6 +154,7 @@ static void test_refuses(void **state)
         {"\"rope_theta\": 1000000", "\"rope_theta\": 0", ERR_INVALID, "rope_theta"},
         {"\"tie_word_embeddings\": true", "\"tie_word_embeddings\": 1", ERR_INVALID, "true or false"},
         {"\"num_key_value_heads\": 8", "\"num_key_value_heads\": 5", ERR_INVALID, "num_key_value_heads"},
+        {"\"head_dim\": 128", "\"head_dim\": 514", ERR_INVALID, "head_dim = 514"},
         {"\"head_dim\": 128", "\"head_dim\": 127", ERR_INVALID, "head_dim = 127 is odd"},
         {"\"eos_token_id\": 151645", "\"eos_token_id\": 151936", ERR_INVALID, "eos_token_id"},
         {"\"eos_token_id\": 151645", "\"eos_token_id\": -3", ERR_INVALID, "eos_token_id"},
