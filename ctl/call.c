@@ -374,7 +374,7 @@ int call_fail(const struct call *call, const struct err *err)
 {
     fflush(stdout);
     fputs("trainctl: ", stderr);
-    if (err->rank >= 0)
+    if (err->rank > 0) /* what rank 0 says, it says for all */
         fprintf(stderr, "rank %d: ", err->rank);
     sentence(err->what, "");
     sentence(err->why, "  ");

@@ -27,10 +27,10 @@ static int show(struct call *call, Trainerd__Request *request, const char *done)
         printf("%s\n", path ? path : "");
         call_note(call, "%s%s%s", done, count > 0 ? ", " : "",
                   count > 0 ? output_bytes(bytes, sizeof bytes, count) : "");
-        if (text && text[0])
-            call_note(call, "%s", text);
         if (json_is_object(json_object_get(result, "conversion")))
-            output_conversion(call, json_object_get(result, "conversion"));
+            output_conversion(call, json_object_get(result, "conversion"), 0); /* which says the text too */
+        else if (text && text[0])
+            call_note(call, "%s", text);
     }
     json_decref(result);
     return EXIT_DONE;

@@ -25,7 +25,7 @@ bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const 
     return true;
 }
 
-static void print_conversion(const json_t *c)
+static void print_conversion(const json_t *c, int64_t at_step)
 {
     char before[32], after[32], peak[32];
     double per_before = json_number_value(json_object_get(c, "bytes_per_parameter_before"));
@@ -38,6 +38,8 @@ static void print_conversion(const json_t *c)
     printf("peak      %s while both are there\n", peak);
     if (json_is_true(json_object_get(c, "exact")))
         printf("loses     nothing: no stored value changes\n");
+    else if (at_step > 0)
+        printf("applies   at step %lld\n", (long long)at_step);
     else if (!json_is_true(json_object_get(c, "dry_run")))
         printf("loses     %.3g of the stored values change, by %.3g of themselves at most\n",
                json_number_value(json_object_get(c, "changed_share")),
@@ -58,10 +60,10 @@ static const struct column conversion_columns[] = {
     {"changed_share", "", AS_REAL, 0},
 };
 
-void output_conversion(const struct call *call, const json_t *conversion)
+void output_conversion(const struct call *call, const json_t *conversion, int64_t at_step)
 {
     if (call->output == OUTPUT_TABLE)
-        print_conversion(conversion);
+        print_conversion(conversion, at_step);
     else
         output_object(call, conversion_columns, sizeof conversion_columns / sizeof conversion_columns[0],
                       conversion);
@@ -122,7 +124,7 @@ int cmd_set_optimizer(struct call *call)
     if (!call_ask_json(call, &request, &conversion, &err))
         return call_fail(call, &err);
     json_object_set_new(conversion, "dry_run", json_boolean(request_body.dry_run));
-    output_conversion(call, conversion);
+    output_conversion(call, conversion, request_body.dry_run ? 0 : at_step);
     json_decref(conversion);
     return EXIT_DONE;
 }

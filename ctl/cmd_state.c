@@ -86,11 +86,22 @@ static void print_policy(const json_t *policy)
     printf(" bytes a parameter\n");
 }
 
-static void print_warnings(const json_t *list, const char *label)
+static bool is_in(const json_t *list, const char *text)
 {
-    size_t i;
-    json_t *text;
-    json_array_foreach((json_t *)(uintptr_t)list, i, text) printf("%s%s\n", label, json_string_value(text));
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (strcmp(json_string_value(json_array_get(list, i)), text) == 0)
+            return true;
+    return false;
+}
+
+/* Those that `said` holds were printed before. */
+static void print_warnings(const json_t *list, const char *label, const json_t *said)
+{
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        if (!is_in(said, text))
+            printf("%s%s\n", label, text);
+    }
 }
 
 static void print_status(const json_t *status)
@@ -104,15 +115,15 @@ static void print_status(const json_t *status)
     putchar('\n');
     print_run(status);
     if (text_at(status, "model")[0])
-        printf("model     %s, %lld parameters\n", text_at(status, "model"), integer_at(status, "parameters"));
+        printf("model     %s (%lld)\n", text_at(status, "model"), integer_at(status, "parameters"));
     print_policy(policy);
     printf("layout    %s (ZeRO %lld): %lld ranks of %lld threads\n", text_at(status, "layout"),
            integer_at(status, "zero"), integer_at(status, "ranks"), integer_at(status, "threads"));
     printf("device    %s\n", text_at(status, "device"));
     print_cell(status, "memory    ", "memory_bytes", AS_BYTES);
     printf("\nfolder    %s\n", text_at(status, "state_dir"));
-    print_warnings(json_object_get(status, "warnings"), "warning   ");
-    print_warnings(json_object_get(policy, "warnings"), "note      ");
+    print_warnings(json_object_get(status, "warnings"), "warning   ", NULL);
+    print_warnings(json_object_get(policy, "warnings"), "note      ", json_object_get(status, "warnings"));
 }
 
 int cmd_status(struct call *call)

@@ -36,7 +36,9 @@ static bool settle(struct call *call, struct recipe *recipe, struct err *err)
     return !compute || push_setting(call, "optimizer.policy", policy, err);
 }
 
-static void note_schedule(const struct call *call, const struct recipe *recipe, int64_t steps)
+/* said: what the daemon said already. */
+static void note_schedule(const struct call *call, const struct recipe *recipe, int64_t steps,
+                          const char *said)
 {
     struct schedule schedule;
     struct err err = ERR_INIT;
@@ -44,7 +46,7 @@ static void note_schedule(const struct call *call, const struct recipe *recipe, 
     if (!schedule_resolve(&schedule, &recipe->schedule, recipe->optimizer.lr, steps, &err))
         return;
     schedule_note(&schedule, note, sizeof note);
-    if (note[0])
+    if (note[0] && !(said && strstr(said, note)))
         call_note(call, "note: %s", note);
 }
 
@@ -61,8 +63,8 @@ static int began(struct call *call, const struct recipe *recipe, const json_t *t
     call_note(call, "%s: %lld steps%s%s", run, (long long)steps, text && text[0] ? "; " : "",
               text ? text : "");
     if (json_is_object(conversion) && call->output == OUTPUT_TABLE && !follow)
-        output_conversion(call, conversion);
-    note_schedule(call, recipe, steps);
+        output_conversion(call, conversion, 0);
+    note_schedule(call, recipe, steps, text);
     return follow ? follow_run(call, run, 0, true) : EXIT_DONE;
 }
 

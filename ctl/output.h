@@ -45,4 +45,5 @@ bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const 
                          struct err *err) MUST_USE;
 void note_policy(const struct call *call, const char *policy,
                  double beta2); /* its warnings and notes, to stderr */
-void output_conversion(const struct call *call, const json_t *conversion);
+/* at_step 0: it was done already, or only looked at. */
+void output_conversion(const struct call *call, const json_t *conversion, int64_t at_step);
