@@ -52,7 +52,8 @@ static void note_load(const struct call *call)
     double load = 0;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (getloadavg(&load, 1) == 1 && load > 0.5 * (double)cores)
-        call_note(call, "the machine is busy (load %.1f on %ld cores): measure again when it is not", load, cores);
+        call_note(call, "the machine is busy (load %.1f on %ld cores): measure again when it is not", load,
+                  cores);
 }
 
 int cmd_doctor(struct call *call)

@@ -1,4 +1,5 @@
-/* What trainerd is told when it starts: flags win over the environment (TRAINERD_…), which wins over --config FILE. */
+/* What trainerd is told when it starts: flags win over the environment (TRAINERD_…), which wins over --config
+ * FILE. */
 #pragma once
 
 #include "engine.h"

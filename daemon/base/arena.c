@@ -32,7 +32,8 @@ void *arena_take(struct arena *arena, size_t bytes)
     if (arena->used > arena->peak)
         arena->peak = arena->used;
     if (arena->planning)
-        return (void *)(uintptr_t)(ARENA_ALIGNMENT + start); /* an address in the page nobody maps, or just a number */
+        return (void *)(uintptr_t)(ARENA_ALIGNMENT +
+                                   start); /* an address in the page nobody maps, or just a number */
     INVARIANT(arena->used <= arena->capacity);
     return arena->memory + start;
 }

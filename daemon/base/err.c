@@ -77,8 +77,8 @@ enum err_code err_code_from_name(const char *name)
 
 const char *err_line(const struct err *err, char *text, size_t text_bytes)
 {
-    snprintf(text, text_bytes, "%s%s%s%s%s", err->what, err->why[0] ? ": " : "", err->why, err->hint[0] ? "; " : "",
-             err->hint);
+    snprintf(text, text_bytes, "%s%s%s%s%s", err->what, err->why[0] ? ": " : "", err->why,
+             err->hint[0] ? "; " : "", err->hint);
     return text;
 }
 
@@ -133,7 +133,7 @@ const char *err_nearest(const char *word, const char *const *candidates, size_t 
 
 _Noreturn void err_invariant_failed(const char *condition, const char *file, int line)
 {
-    fprintf(stderr, "trainerd: broken invariant at %s:%d: %s. This is a bug in trainerd: please report it.\n", file,
-            line, condition);
+    fprintf(stderr, "trainerd: broken invariant at %s:%d: %s. This is a bug in trainerd: please report it.\n",
+            file, line, condition);
     abort();
 }

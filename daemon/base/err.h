@@ -1,8 +1,8 @@
 /* Errors are values: what happened, why, what to do about it, and on which rank.
  *
- * A function that can fail returns bool and takes `struct err *err` last; it sets its outputs only on success.
- * The place where a failure is understood describes it once; whoever handles it logs or answers it once. The first
- * description wins: setting an error that is already set changes nothing. */
+ * A function that can fail returns bool and takes `struct err *err` last; it sets its outputs only on
+ * success. The place where a failure is understood describes it once; whoever handles it logs or answers it
+ * once. The first description wins: setting an error that is already set changes nothing. */
 #pragma once
 
 #include <stdbool.h>
@@ -10,20 +10,21 @@
 
 #define ERR_TEXT_BYTES 384
 
-/* Grouped by what is lost: nothing but the request, the step, the run, the rank. name is the wire's and JSON's. */
-#define ERR_CODES(X)                                                                                                   \
-    X(ERR_OK, "ok", "nothing went wrong")                                                                              \
-    X(ERR_INVALID, "invalid", "the request makes no sense as it stands")                                               \
-    X(ERR_STATE, "state", "the daemon's present state does not allow it")                                              \
-    X(ERR_CONFIRM, "confirm", "allowed, but only when said explicitly (--yes)")                                        \
-    X(ERR_NOT_FOUND, "not_found", "something named does not exist")                                                    \
-    X(ERR_UNSUPPORTED, "unsupported", "not built yet, or left out of this build")                                      \
-    X(ERR_MEMORY, "memory", "it does not fit")                                                                         \
-    X(ERR_CORRUPT, "corrupt", "a file is not what it says it is")                                                      \
-    X(ERR_IO, "io", "the operating system refused to read or write")                                                   \
-    X(ERR_TIMEOUT, "timeout", "the deadline passed first")                                                             \
-    X(ERR_BUSY, "busy", "a limit on waiting work is reached; try again")                                               \
-    X(ERR_RUN, "run", "the run ended short of its target")                                                             \
+/* Grouped by what is lost: nothing but the request, the step, the run, the rank. name is the wire's and
+ * JSON's. */
+#define ERR_CODES(X)                                                                                         \
+    X(ERR_OK, "ok", "nothing went wrong")                                                                    \
+    X(ERR_INVALID, "invalid", "the request makes no sense as it stands")                                     \
+    X(ERR_STATE, "state", "the daemon's present state does not allow it")                                    \
+    X(ERR_CONFIRM, "confirm", "allowed, but only when said explicitly (--yes)")                              \
+    X(ERR_NOT_FOUND, "not_found", "something named does not exist")                                          \
+    X(ERR_UNSUPPORTED, "unsupported", "not built yet, or left out of this build")                            \
+    X(ERR_MEMORY, "memory", "it does not fit")                                                               \
+    X(ERR_CORRUPT, "corrupt", "a file is not what it says it is")                                            \
+    X(ERR_IO, "io", "the operating system refused to read or write")                                         \
+    X(ERR_TIMEOUT, "timeout", "the deadline passed first")                                                   \
+    X(ERR_BUSY, "busy", "a limit on waiting work is reached; try again")                                     \
+    X(ERR_RUN, "run", "the run ended short of its target")                                                   \
     X(ERR_RANK, "rank", "a rank is lost or stuck; the daemon ends")
 
 enum err_code {
@@ -35,27 +36,33 @@ enum err_code {
 
 struct err {
     enum err_code code;
-    int rank;                   /* the rank that failed; -1 where ranks mean nothing (clients) */
-    char what[ERR_TEXT_BYTES];  /* one sentence, no trailing full stop */
-    char why[ERR_TEXT_BYTES];   /* may be empty */
-    char hint[ERR_TEXT_BYTES];  /* what to do; may be empty */
+    int rank;                  /* the rank that failed; -1 where ranks mean nothing (clients) */
+    char what[ERR_TEXT_BYTES]; /* one sentence, no trailing full stop */
+    char why[ERR_TEXT_BYTES];  /* may be empty */
+    char hint[ERR_TEXT_BYTES]; /* what to do; may be empty */
 };
 
-/* In the phases of a collective command: the outcome stays in err, and the agreement that follows reads it there. */
+/* In the phases of a collective command: the outcome stays in err, and the agreement that follows reads it
+ * there. */
 static inline void err_keeps(bool outcome)
 {
     (void)outcome;
 }
 
-#define ERR_INIT {.code = ERR_OK, .rank = -1}
+#define ERR_INIT                                                                                             \
+    {                                                                                                        \
+        .code = ERR_OK, .rank = -1                                                                           \
+    }
 #define MUST_USE __attribute__((warn_unused_result))
 
 /* All three return false, so that a failing function can end with `return err_hint(err, …)`. */
-bool err_set(struct err *err, enum err_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+bool err_set(struct err *err, enum err_code code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 bool err_why(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool err_hint(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ERR_IO with strerror(errno) as the reason: `what` is the sentence. Call it before anything else touches errno. */
+/* ERR_IO with strerror(errno) as the reason: `what` is the sentence. Call it before anything else touches
+ * errno. */
 bool err_errno(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 const char *err_code_name(enum err_code code);
@@ -68,9 +75,9 @@ const char *err_line(const struct err *err, char *text, size_t text_bytes);
 const char *err_nearest(const char *word, const char *const *candidates, size_t count);
 
 /* An invariant of ours that stays on in release builds; never for anything that came from outside. */
-#define INVARIANT(condition)                                                                                           \
-    do {                                                                                                               \
-        if (!(condition))                                                                                              \
-            err_invariant_failed(#condition, __FILE__, __LINE__);                                                      \
+#define INVARIANT(condition)                                                                                 \
+    do {                                                                                                     \
+        if (!(condition))                                                                                    \
+            err_invariant_failed(#condition, __FILE__, __LINE__);                                            \
     } while (0)
 _Noreturn void err_invariant_failed(const char *condition, const char *file, int line);

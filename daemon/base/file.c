@@ -25,7 +25,8 @@ bool file_make_folder(const char *path, unsigned mode, struct err *err)
         *slash = '/';
     }
     struct stat stat_now;
-    if (mkdir(part, mode) != 0 && !(errno == EEXIST && stat(part, &stat_now) == 0 && S_ISDIR(stat_now.st_mode)))
+    if (mkdir(part, mode) != 0 &&
+        !(errno == EEXIST && stat(part, &stat_now) == 0 && S_ISDIR(stat_now.st_mode)))
         return err_errno(err, "cannot make the folder %s", part);
     return true;
 }
@@ -179,6 +180,7 @@ void file_map_close(struct file_map *map)
 bool file_join(char *path, size_t path_bytes, const char *folder, const char *name, struct err *err)
 {
     if (snprintf(path, path_bytes, "%s/%s", folder, name) >= (int)path_bytes)
-        return err_set(err, ERR_INVALID, "the path %s/%s is longer than %zu bytes", folder, name, path_bytes - 1);
+        return err_set(err, ERR_INVALID, "the path %s/%s is longer than %zu bytes", folder, name,
+                       path_bytes - 1);
     return true;
 }

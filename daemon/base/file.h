@@ -1,5 +1,6 @@
-/* Files that are whole or absent: written beside their final name, synced, renamed, the folder synced. A failed fsync
- * condemns the file (the kernel may have dropped the pages): write anew, never retry the sync. */
+/* Files that are whole or absent: written beside their final name, synced, renamed, the folder synced. A
+ * failed fsync condemns the file (the kernel may have dropped the pages): write anew, never retry the sync.
+ */
 #pragma once
 
 #include "err.h"
@@ -7,13 +8,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-bool file_make_folder(const char *path, unsigned mode, struct err *err) MUST_USE; /* with its parents; exists: fine */
+bool file_make_folder(const char *path, unsigned mode,
+                      struct err *err) MUST_USE; /* with its parents; exists: fine */
 bool file_sync_folder(const char *path, struct err *err) MUST_USE;
 bool file_remove_tree(const char *path, struct err *err) MUST_USE; /* does not follow links; absent: fine */
 
 /* Writes all of it, or fails; offset -1 appends at the file's position. */
 bool file_write_all(int fd, const void *bytes, size_t count, int64_t offset, struct err *err) MUST_USE;
-bool file_read_all(int fd, void *bytes, size_t count, int64_t offset, struct err *err) MUST_USE; /* short: ERR_CORRUPT */
+bool file_read_all(int fd, void *bytes, size_t count, int64_t offset,
+                   struct err *err) MUST_USE; /* short: ERR_CORRUPT */
 
 /* Replaces path by these bytes, atomically and durably. */
 bool file_replace(const char *path, const void *bytes, size_t count, struct err *err) MUST_USE;
@@ -26,8 +29,9 @@ struct file_map {
     const unsigned char *bytes;
     size_t count;
 };
-bool file_map_open(struct file_map *map, const char *path, struct err *err) MUST_USE; /* empty files are refused */
-void file_map_close(struct file_map *map);                                           /* zeroed: fine */
+bool file_map_open(struct file_map *map, const char *path,
+                   struct err *err) MUST_USE; /* empty files are refused */
+void file_map_close(struct file_map *map);    /* zeroed: fine */
 
 /* "DIR/NAME" into path; false with ERR_INVALID when it does not fit. */
 bool file_join(char *path, size_t path_bytes, const char *folder, const char *name, struct err *err) MUST_USE;

@@ -72,7 +72,9 @@ bool host_memory_fits(int64_t bytes, int local_ranks, const char *what, struct e
         return true;
     err_set(err, ERR_MEMORY, "%s needs %.2f GiB on this rank, and %.2f GiB are there", what,
             (double)bytes / (1 << 30), (double)available / (1 << 30));
-    return err_hint(err, "use more ranks or hosts, a policy with fewer bytes, a smaller micro-batch, or --recompute block");
+    return err_hint(
+        err,
+        "use more ranks or hosts, a policy with fewer bytes, a smaller micro-batch, or --recompute block");
 }
 
 int64_t host_resident_bytes(void)

@@ -6,12 +6,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* mpirun binds a rank to one core when there are one or two ranks. Widens this process's affinity to its share of the
- * host's usable cores (all of them where ranks outnumber cores) unless `keep`; returns how many it may use. Call before
- * the first OpenMP region, since its threads inherit the mask. */
+/* mpirun binds a rank to one core when there are one or two ranks. Widens this process's affinity to its
+ * share of the host's usable cores (all of them where ranks outnumber cores) unless `keep`; returns how many
+ * it may use. Call before the first OpenMP region, since its threads inherit the mask. */
 int host_take_cores(int local_rank, int local_ranks, bool keep);
 
-/* What may still be taken: the smaller of the cgroup's rest and MemAvailable, less 5 %, over the ranks of the host. */
+/* What may still be taken: the smaller of the cgroup's rest and MemAvailable, less 5 %, over the ranks of the
+ * host. */
 int64_t host_memory_available(int local_ranks);
 
 /* ERR_MEMORY with the bytes asked for and the bytes there. what: "the optimizer state under fp32-master". */

@@ -1,5 +1,5 @@
-/* Bugs on demand, in builds with -Dtest_hooks=true only: TRAINERD_INJECT names one, and the tests must catch it. In every
- * other build the condition is the constant false and nothing of this is compiled. */
+/* Bugs on demand, in builds with -Dtest_hooks=true only: TRAINERD_INJECT names one, and the tests must catch
+ * it. In every other build the condition is the constant false and nothing of this is compiled. */
 #pragma once
 
 #include <stdbool.h>

@@ -105,9 +105,9 @@ void log_line(enum log_level level, const char *module, const char *format, ...)
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
     size_t used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &tm);
-    used += (size_t)snprintf(line + used, sizeof line - used, ".%03ldZ %s rank=%d step=%lld %s: ",
-                             now.tv_nsec / 1000000, level_names[level], g_log.rank,
-                             (long long)atomic_load(&g_log.step), module);
+    used += (size_t)snprintf(line + used, sizeof line - used,
+                             ".%03ldZ %s rank=%d step=%lld %s: ", now.tv_nsec / 1000000, level_names[level],
+                             g_log.rank, (long long)atomic_load(&g_log.step), module);
     va_list args;
     va_start(args, format);
     int wanted = vsnprintf(line + used, sizeof line - used - 1, format, args);

@@ -1,7 +1,7 @@
 /* One line a fact: time, level, rank, step, module, phrase, key=value. A warning says what happens next.
  *
- * Warnings and errors go to stderr (mpirun carries every rank's to the terminal), everything to the state folder's log
- * once log_open has been called. Safe from any thread: one line is one write. */
+ * Warnings and errors go to stderr (mpirun carries every rank's to the terminal), everything to the state
+ * folder's log once log_open has been called. Safe from any thread: one line is one write. */
 #pragma once
 
 #include "err.h"
@@ -18,7 +18,8 @@ void log_set_stderr_level(enum log_level level);
 bool log_open(const char *path, bool rotates, struct err *err) MUST_USE;
 void log_close(void);
 
-void log_line(enum log_level level, const char *module, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void log_line(enum log_level level, const char *module, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 void log_err(const char *module, const struct err *err); /* the whole error at LOG_ERROR */
 
 #define log_debug(...)   log_line(LOG_DEBUG, __VA_ARGS__)

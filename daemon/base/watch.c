@@ -12,11 +12,12 @@
 
 #define WATCH_EXIT_STATUS 3
 
-/* Written by the engine's thread, read by the watchdog's; each field is its own atomic, since a torn pair only garbles
- * the text of a line that is about to end the process. */
+/* Written by the engine's thread, read by the watchdog's; each field is its own atomic, since a torn pair
+ * only garbles the text of a line that is about to end the process. */
 static struct {
     _Atomic(const char *) operation, axis;
-    _Atomic int64_t count, sequence, alive_ns; /* alive_ns: when the operation last showed life; 0: none under way */
+    _Atomic int64_t count, sequence,
+        alive_ns; /* alive_ns: when the operation last showed life; 0: none under way */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t stop;
@@ -62,7 +63,8 @@ static void end_stuck_process(int64_t stuck_ns)
     char host[256] = "?";
     gethostname(host, sizeof host - 1);
     log_error("watch",
-              "no progress for %.0f s host=%s axis=%s operation=%s sequence=%lld count=%lld: a rank is stopped, lost or "
+              "no progress for %.0f s host=%s axis=%s operation=%s sequence=%lld count=%lld: a rank is "
+              "stopped, lost or "
               "stuck; ending this rank, which ends all (raise --stuck-after if the work is only slow)",
               (double)stuck_ns * 1e-9, host, atomic_load(&watch.axis), atomic_load(&watch.operation),
               (long long)watch_sequence(), (long long)atomic_load(&watch.count));

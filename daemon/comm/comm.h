@@ -1,8 +1,10 @@
-/* Ranks and what they say to each other. The only place that knows MPI (initialised FUNNELED: the engine's thread).
+/* Ranks and what they say to each other. The only place that knows MPI (initialised FUNNELED: the engine's
+ * thread).
  *
- * MPI moves bytes and never adds: sums are made by our own kernels or in rank order on the host, so their order is fixed.
- * Collectives take device memory; where host code cannot touch it (device->host_access) they stage through host buffers.
- * Messages above LIMIT_MESSAGE_BYTES are split. With one rank every collective is a no-op. The watchdog sees each. */
+ * MPI moves bytes and never adds: sums are made by our own kernels or in rank order on the host, so their
+ * order is fixed. Collectives take device memory; where host code cannot touch it (device->host_access) they
+ * stage through host buffers. Messages above LIMIT_MESSAGE_BYTES are split. With one rank every collective is
+ * a no-op. The watchdog sees each. */
 #pragma once
 
 #include "device.h"
@@ -16,20 +18,20 @@ struct comm {
     int32_t rank, ranks;
     int32_t local_rank, local_ranks; /* on this host */
     char host[256];
-    char version[64];                /* the MPI library's, for status */
-    double seconds;                  /* spent inside collectives since the caller last zeroed it */
-    int64_t bytes_sent;              /* payload this rank put on the wire, for the plan's check */
-    char *staging;                   /* two host buffers of COMM_STAGING_BYTES each, made on first need */
-    struct device *device;           /* of the buffers that collectives take */
+    char version[64];      /* the MPI library's, for status */
+    double seconds;        /* spent inside collectives since the caller last zeroed it */
+    int64_t bytes_sent;    /* payload this rank put on the wire, for the plan's check */
+    char *staging;         /* two host buffers of COMM_STAGING_BYTES each, made on first need */
+    struct device *device; /* of the buffers that collectives take */
 };
 
 /* Before MPI_Init: with more local ranks than cores, waiting ranks must yield. */
 bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err) MUST_USE;
-void comm_done(struct comm *comm);   /* MPI_Finalize: only when all ranks come here */
+void comm_done(struct comm *comm); /* MPI_Finalize: only when all ranks come here */
 void comm_set_device(struct comm *comm, struct device *device);
 
-/* Every rank calls it with its own outcome; all get the same answer: true when every rank's err is OK, else false and
- * the error of the lowest rank that failed. Every collective command ends in one. */
+/* Every rank calls it with its own outcome; all get the same answer: true when every rank's err is OK, else
+ * false and the error of the lowest rank that failed. Every collective command ends in one. */
 bool comm_agree(struct comm *comm, struct err *err);
 
 /* rank 0's bytes to all (host memory). */
@@ -49,8 +51,8 @@ int64_t comm_max_int(struct comm *comm, int64_t mine);
 /* Device memory, in place: rank r's part lies at r * each bytes; afterwards all parts are there. */
 void comm_all_gather(struct comm *comm, void *all, size_t each);
 
-/* Device memory, all-to-all: part r of `from` goes to rank r; part r of `to` comes from rank r. The wire bytes of a ring
- * reduce-scatter; the receiver adds in a fixed order. */
+/* Device memory, all-to-all: part r of `from` goes to rank r; part r of `to` comes from rank r. The wire
+ * bytes of a ring reduce-scatter; the receiver adds in a fixed order. */
 void comm_exchange(struct comm *comm, void *to, const void *from, size_t each);
 
 /* Ends every rank, non-zero, after one line on stderr. */

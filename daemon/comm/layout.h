@@ -9,7 +9,7 @@ struct layout {
     int32_t d, t, p, c;
 };
 
-/* "d4t2", letters in any order, each at most once; "" is d = ranks. The product must be `ranks`. Until tensor, pipeline
- * and context parallelism are built, t, p, c other than 1 are ERR_UNSUPPORTED. */
+/* "d4t2", letters in any order, each at most once; "" is d = ranks. The product must be `ranks`. Until
+ * tensor, pipeline and context parallelism are built, t, p, c other than 1 are ERR_UNSUPPORTED. */
 bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct err *err) MUST_USE;
 void layout_print(const struct layout *layout, char *text, size_t text_bytes); /* "d8t1p1c1" */

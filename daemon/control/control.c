@@ -241,7 +241,8 @@ bool control_start(struct control **control, const struct control_options *optio
     snprintf(made->checkpoint_dir, sizeof made->checkpoint_dir, "%s",
              options->checkpoint_dir ? options->checkpoint_dir : "");
     snprintf(made->version, sizeof made->version, "%s", options->version ? options->version : "");
-    signal(SIGPIPE, SIG_IGN); /* libuv writes with write(2): a client that left is an error there, not our end */
+    signal(SIGPIPE,
+           SIG_IGN); /* libuv writes with write(2): a client that left is an error there, not our end */
     made->sessions_max = raise_descriptors();
     if (!made->mailbox || !made->remembered) {
         err_set(err, ERR_MEMORY, "no memory for the control thread");

@@ -1,5 +1,6 @@
-/* What the engine can be told and what it says back: plain structs without pointers and with bounded strings, so that
- * rank 0 can broadcast them as bytes. Protobuf stops at control/, which turns messages into these and back. */
+/* What the engine can be told and what it says back: plain structs without pointers and with bounded strings,
+ * so that rank 0 can broadcast them as bytes. Protobuf stops at control/, which turns messages into these and
+ * back. */
 #pragma once
 
 #include "err.h"
@@ -13,13 +14,13 @@
 #include <stdint.h>
 
 /* X(constant, name, may change state: refused to observers) */
-#define STATES(X)                                                                                                      \
-    X(STATE_EMPTY, "empty")       /* no model */                                                                       \
-    X(STATE_IDLE, "idle")         /* a model, no run under way */                                                      \
-    X(STATE_RUNNING, "running")                                                                                        \
-    X(STATE_PAUSED, "paused")                                                                                          \
-    X(STATE_BUSY, "busy")         /* loading, saving, converting: `activity` says which */                             \
-    X(STATE_FAILED, "failed")     /* with its sentence; allows what idle allows */                                     \
+#define STATES(X)                                                                                            \
+    X(STATE_EMPTY, "empty") /* no model */                                                                   \
+    X(STATE_IDLE, "idle")   /* a model, no run under way */                                                  \
+    X(STATE_RUNNING, "running")                                                                              \
+    X(STATE_PAUSED, "paused")                                                                                \
+    X(STATE_BUSY, "busy")     /* loading, saving, converting: `activity` says which */                       \
+    X(STATE_FAILED, "failed") /* with its sentence; allows what idle allows */                               \
     X(STATE_STOPPING, "stopping")
 
 enum engine_state {
@@ -36,21 +37,21 @@ const char *engine_state_name(enum engine_state state);
 #define IN_IDLE   (IN(STATE_IDLE) | IN(STATE_FAILED))
 
 /* X(constant, name, states in which it is legal). Commands are taken up when a step has ended. */
-#define COMMANDS(X)                                                                                                    \
-    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY))                                                                 \
-    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY))                                                                 \
-    X(COMMAND_EXPORT, "export", IN_MODEL)                                                                              \
-    X(COMMAND_TRAIN, "train", IN_IDLE)                                                                                 \
-    X(COMMAND_EVALUATE, "evaluate", IN_MODEL)                                                                          \
-    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING))                                                                       \
-    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED))                                                                      \
-    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED))                                                      \
-    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL)                                                                \
-    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED))                                      \
-    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL)                                                            \
-    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY))                                           \
-    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY))                                      \
-    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY))                                      \
+#define COMMANDS(X)                                                                                          \
+    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY))                                                       \
+    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY))                                                       \
+    X(COMMAND_EXPORT, "export", IN_MODEL)                                                                    \
+    X(COMMAND_TRAIN, "train", IN_IDLE)                                                                       \
+    X(COMMAND_EVALUATE, "evaluate", IN_MODEL)                                                                \
+    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING))                                                             \
+    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED))                                                            \
+    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED))                                            \
+    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL)                                                      \
+    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED))                            \
+    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL)                                                  \
+    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY))                                 \
+    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY))                            \
+    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY))                            \
     X(COMMAND_SHUTDOWN, "shutdown", IN_MODEL | IN(STATE_EMPTY))
 
 enum command_kind {
@@ -65,12 +66,12 @@ bool command_legal(enum command_kind kind, enum engine_state state, struct err *
 
 struct command {
     enum command_kind kind;
-    uint64_t ticket;      /* control's: the reply carries it back */
-    bool yes;             /* --yes: confirmed */
-    bool dry_run;         /* set-optimizer: say, do not do */
+    uint64_t ticket; /* control's: the reply carries it back */
+    bool yes;        /* --yes: confirmed */
+    bool dry_run;    /* set-optimizer: say, do not do */
     union {
-        struct {          /* init, load, export, checkpoint load/save/verify/delete */
-            char path[LIMIT_PATH_BYTES];   /* a folder, a config.json, or a checkpoint's name; "" = choose */
+        struct {                         /* init, load, export, checkpoint load/save/verify/delete */
+            char path[LIMIT_PATH_BYTES]; /* a folder, a config.json, or a checkpoint's name; "" = choose */
             uint64_t seed;
             bool has_seed;
             int32_t dtype;                 /* export: enum dtype */
@@ -86,36 +87,36 @@ struct command {
         struct {
             char policy[LIMIT_NAME_BYTES]; /* "" = keep the policy, change settings only */
             struct optimizer_settings settings;
-            unsigned settings_set;         /* bit i: settings key i of optimizer_keys was given */
-            int64_t at_step;               /* the run's k; -1 = now */
+            unsigned settings_set; /* bit i: settings key i of optimizer_keys was given */
+            int64_t at_step;       /* the run's k; -1 = now */
         } set_optimizer;
         struct {
-            struct schedule schedule;      /* whole: control merges the present one with what was said */
+            struct schedule schedule; /* whole: control merges the present one with what was said */
         } set_schedule;
     } u;
 };
 
 /* What a command did; which fields mean something depends on the command. */
 struct command_result {
-    char run[LIMIT_NAME_BYTES];        /* train */
-    char path[LIMIT_PATH_BYTES];       /* what was written or read */
-    char text[4 * ERR_TEXT_BYTES];     /* sentences for people: what a conversion keeps and loses, … */
-    int64_t steps;                     /* train: N */
-    int64_t bytes;                     /* export, checkpoint: bytes written or read */
-    int64_t parameters;                /* init, load */
-    double loss;                       /* evaluate */
-    int64_t labelled_tokens;           /* evaluate */
+    char run[LIMIT_NAME_BYTES];    /* train */
+    char path[LIMIT_PATH_BYTES];   /* what was written or read */
+    char text[4 * ERR_TEXT_BYTES]; /* sentences for people: what a conversion keeps and loses, … */
+    int64_t steps;                 /* train: N */
+    int64_t bytes;                 /* export, checkpoint: bytes written or read */
+    int64_t parameters;            /* init, load */
+    double loss;                   /* evaluate */
+    int64_t labelled_tokens;       /* evaluate */
     /* set-optimizer, and train or checkpoint load with a policy: of the fullest rank */
     double bytes_per_parameter_before, bytes_per_parameter_after;
     int64_t bytes_before, bytes_after, bytes_peak;
-    bool exact;                        /* the conversion lost nothing */
+    bool exact; /* the conversion lost nothing */
     double largest_relative_change;
-    double changed_share;              /* of the stored values, those whose value changed */
+    double changed_share; /* of the stored values, those whose value changed */
 };
 
 struct reply {
     uint64_t ticket;
     enum command_kind kind;
-    struct err err;                    /* ERR_OK: result holds */
+    struct err err; /* ERR_OK: result holds */
     struct command_result result;
 };

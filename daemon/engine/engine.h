@@ -1,8 +1,9 @@
 /* The engine: the state machine that owns the model, its optimizer state and a run, on every rank alike.
  *
- * All ranks hold the same state and take the same branches: rank 0 takes a command from the mailbox, broadcasts it, every
- * rank runs the same handler, and the handlers agree before anything changes (design law 3). Between commands, while the
- * state is running, every rank makes the next step. Owner: the thread that called MPI_Init; nothing here locks. */
+ * All ranks hold the same state and take the same branches: rank 0 takes a command from the mailbox,
+ * broadcasts it, every rank runs the same handler, and the handlers agree before anything changes (design law
+ * 3). Between commands, while the state is running, every rank makes the next step. Owner: the thread that
+ * called MPI_Init; nothing here locks. */
 #pragma once
 
 #include "comm.h"
@@ -18,12 +19,12 @@
 struct engine_options {
     char state_dir[LIMIT_PATH_BYTES], checkpoint_dir[LIMIT_PATH_BYTES];
     struct layout layout;
-    struct policy policy;   /* what a model starts with */
+    struct policy policy; /* what a model starts with */
     uint64_t seed;
-    int64_t lanes;          /* 0: the plain reduction */
+    int64_t lanes; /* 0: the plain reduction */
     bool recompute;
     int32_t threads;
-    double product_flops;   /* of this host, as doctor measured it; 0: not measured */
+    double product_flops; /* of this host, as doctor measured it; 0: not measured */
 };
 
 /* A model with its storage: made beside the old one, then swapped in. */
@@ -38,13 +39,13 @@ struct workspace {
     struct device *device;
     struct batch_bounds bounds;
     bool training;
-    int64_t groups;          /* leaves of one rank in a global batch */
+    int64_t groups; /* leaves of one rank in a global batch */
     struct arena activations, gradients;
     int32_t *device_ints;    /* tokens, labels, positions, starts */
     double *device_nll;      /* [groups] */
     struct micro_batch host; /* its arrays lie in host_ints */
     int32_t *host_ints;
-    double *nll;             /* host, [groups * ranks]: leaf g*ranks + r, after workspace_losses */
+    double *nll; /* host, [groups * ranks]: leaf g*ranks + r, after workspace_losses */
 };
 
 /* The loader points into its neighbours, so a source stays where it was made. */
@@ -54,24 +55,25 @@ struct data_source {
     struct loader loader;
 };
 
-/* A run: what `train` started. Everything that decides the next step is here or in the optimizer, and in checkpoints. */
+/* A run: what `train` started. Everything that decides the next step is here or in the optimizer, and in
+ * checkpoints. */
 struct run {
     char id[LIMIT_NAME_BYTES];
     struct recipe recipe;
     struct schedule schedule;
     struct optimizer_settings settings;
     struct data_source *source, *evaluation; /* evaluation: NULL without `evaluate:` */
-    int64_t evaluated_at;    /* k of the last evaluation */
-    int64_t positions;       /* the longest sequence of both */
+    int64_t evaluated_at;                    /* k of the last evaluation */
+    int64_t positions;                       /* the longest sequence of both */
     struct workspace workspace, evaluation_workspace;
-    int64_t steps;           /* N */
-    int64_t k, skipped;      /* finished updates; skipped ones */
+    int64_t steps;      /* N */
+    int64_t k, skipped; /* finished updates; skipped ones */
     int32_t skips_in_a_row;
     struct data_cursor cursor;
     char data_hash[DATASET_HASH_BYTES]; /* of the dataset it was started on */
     struct alarm alarm;
-    uint8_t *still;          /* [tensors]: alarm_observe_tensors */
-    FILE *events, *tensors;  /* rank 0: the run's JSONL */
+    uint8_t *still;         /* [tensors]: alarm_observe_tensors */
+    FILE *events, *tensors; /* rank 0: the run's JSONL */
 };
 
 struct engine {
@@ -84,14 +86,15 @@ struct engine {
     char activity[LIMIT_NAME_BYTES];
     bool has_body, has_run;
     struct body body;
-    char model_source[LIMIT_PATH_BYTES];    /* the folder it came from, whose other files export carries over */
-    struct optimizer_settings settings;     /* the next run's, unless its recipe says otherwise; `set-optimizer` */
+    char model_source[LIMIT_PATH_BYTES]; /* the folder it came from, whose other files export carries over */
+    struct optimizer_settings
+        settings; /* the next run's, unless its recipe says otherwise; `set-optimizer` */
     struct run run;
-    struct command later;                   /* set-optimizer --at-step */
+    struct command later; /* set-optimizer --at-step */
     int64_t later_step;
     bool has_later;
-    bool ended_short;                       /* the last run ended before its target: --run exits 5 */
-    int64_t weight_version;                 /* grows with every change of the weights */
+    bool ended_short;       /* the last run ended before its target: --run exits 5 */
+    int64_t weight_version; /* grows with every change of the weights */
     struct step_event last;
     bool has_last;
     struct update_measures *measures;       /* [tensors], of the last update, merged over ranks */
@@ -100,26 +103,29 @@ struct engine {
 };
 
 /* engine.c */
-bool engine_init(struct engine *engine, const struct engine_options *options, struct comm *comm, struct device *device,
-                 struct mailbox *mailbox, struct err *err) MUST_USE;
+bool engine_init(struct engine *engine, const struct engine_options *options, struct comm *comm,
+                 struct device *device, struct mailbox *mailbox, struct err *err) MUST_USE;
 void engine_done(struct engine *engine);
 /* Runs until a shutdown. Returns the exit status: 0, or 5 where a run that `--run` started ended short. */
 int engine_loop(struct engine *engine, bool exit_when_idle);
 /* One command as if it had come from the mailbox; on all ranks, with rank 0's command. */
-bool engine_execute(struct engine *engine, struct command *command, struct command_result *result, struct err *err) MUST_USE;
+bool engine_execute(struct engine *engine, struct command *command, struct command_result *result,
+                    struct err *err) MUST_USE;
 /* A sentence for whoever follows: to the log and, from rank 0, as an event. engine_warn at warning level. */
 void engine_warn(struct engine *engine, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void engine_note(struct engine *engine, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void engine_say_state(struct engine *engine, const char *why); /* publishes, with an event */
-void engine_activity(struct engine *engine, const char *format, ...) __attribute__((format(printf, 2, 3))); /* "": none */
+void engine_activity(struct engine *engine, const char *format, ...)
+    __attribute__((format(printf, 2, 3))); /* "": none */
 
 /* body.c: every function is collective; on failure nothing stays taken. */
-bool body_make(struct engine *engine, struct body *body, const struct model_config *config, const struct policy *policy,
-               uint64_t seed, struct err *err) MUST_USE;
+bool body_make(struct engine *engine, struct body *body, const struct model_config *config,
+               const struct policy *policy, uint64_t seed, struct err *err) MUST_USE;
 void body_done(struct body *body);
 bool body_init_weights(struct engine *engine, struct body *body, struct err *err) MUST_USE;
 void engine_take_body(struct engine *engine, struct body *body); /* frees the old one */
-struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy, int64_t groups);
+struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
+                                          int64_t groups);
 int64_t engine_lanes(const struct engine *engine); /* L: --lanes, or the ranks */
 
 /* workspace.c */
@@ -127,8 +133,9 @@ bool workspace_make(struct engine *engine, struct workspace *workspace, const st
                     const struct batch_bounds *bounds, bool training, struct err *err) MUST_USE;
 void workspace_done(struct workspace *workspace);
 struct data_source *source_open(struct engine *engine, const char *folder, const struct recipe *recipe,
-                                const struct model *model, bool training, struct err *err) MUST_USE; /* or NULL */
-void source_free(struct data_source *source); /* NULL: fine */
+                                const struct model *model, bool training,
+                                struct err *err) MUST_USE; /* or NULL */
+void source_free(struct data_source *source);              /* NULL: fine */
 
 /* step.c */
 bool engine_step(struct engine *engine); /* one attempt of the run; false: it skipped ten in a row */
@@ -137,7 +144,8 @@ double engine_evaluate(struct engine *engine, struct data_source *source, struct
                        int64_t *labelled);
 
 /* run.c */
-bool run_start(struct engine *engine, const struct command *command, struct command_result *result, struct err *err) MUST_USE;
+bool run_start(struct engine *engine, const struct command *command, struct command_result *result,
+               struct err *err) MUST_USE;
 void run_end(struct engine *engine, const char *why, bool failed); /* saves, leaves idle or failed */
 void run_advance(struct engine *engine);                           /* one step, and what is due after it */
 void run_done(struct run *run);
@@ -145,14 +153,14 @@ void run_done(struct run *run);
 bool run_open(struct engine *engine, struct run *run, const struct model *model, struct err *err) MUST_USE;
 
 /* swap.c */
-bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run, struct command_result *result,
-                 struct err *err) MUST_USE;
+bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,
+                 struct command_result *result, struct err *err) MUST_USE;
 
 /* save.c */
 bool engine_save(struct engine *engine, const char *name, bool automatic, struct command_result *result,
                  struct err *err) MUST_USE; /* writes, verifies, marks */
-bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy, struct command_result *result,
-                            struct err *err) MUST_USE;
+bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy,
+                            struct command_result *result, struct err *err) MUST_USE;
 bool engine_verify(struct engine *engine, const char *name, struct err *err) MUST_USE;
 bool engine_retain(struct engine *engine, struct err *err) MUST_USE;
 
@@ -167,4 +175,5 @@ void runlog_close(struct run *run);
 void runlog_describe(struct engine *engine, const struct run *run, const char *state); /* run.json */
 void runlog_step(struct engine *engine, const struct step_event *event);
 void runlog_evaluation(struct engine *engine, int64_t step, double loss, int64_t labelled);
-bool journal_write(struct engine *engine, const struct command *command, const struct err *outcome, struct err *err) MUST_USE;
+bool journal_write(struct engine *engine, const struct command *command, const struct err *outcome,
+                   struct err *err) MUST_USE;

@@ -1,5 +1,5 @@
-/* The training state of a checkpoint as JSON: everything beside the tensors that decides the next step (design law 4).
- * Written by rank 0, read by every rank alike. */
+/* The training state of a checkpoint as JSON: everything beside the tensors that decides the next step
+ * (design law 4). Written by rank 0, read by every rank alike. */
 #pragma once
 
 #include "engine.h"
@@ -17,5 +17,7 @@ struct state_read {
     struct optimizer_settings settings;
     struct run run;
 };
-/* tensors: rows of the checkpoint's parameter table. On success read->run.still is malloc'ed where there is a run. */
-bool state_json_read(struct state_read *read, const struct json_t *json, int32_t tensors, struct err *err) MUST_USE;
+/* tensors: rows of the checkpoint's parameter table. On success read->run.still is malloc'ed where there is a
+ * run. */
+bool state_json_read(struct state_read *read, const struct json_t *json, int32_t tensors,
+                     struct err *err) MUST_USE;

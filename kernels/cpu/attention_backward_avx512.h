@@ -102,7 +102,8 @@ static uintptr_t backward_layout(struct backward *b, uintptr_t at, int threads)
     b->slot_bytes = (int64_t)pair_slot(&pair, 0, b);
     b->rooms = (at + 63) / 64 * 64;
     b->slots = b->rooms + (uintptr_t)(threads * b->room_bytes);
-    int64_t slots = at_most(b->pairs, 2 * threads - 1); /* any smaller shape may be shared: scratch only grows */
+    int64_t slots =
+        at_most(b->pairs, 2 * threads - 1); /* any smaller shape may be shared: scratch only grows */
     return b->slots + (uintptr_t)((slots > threads ? slots : threads) * b->slot_bytes);
 }
 

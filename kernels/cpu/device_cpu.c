@@ -72,7 +72,8 @@ static int cpu_open(struct device *device, int threads, char *why, size_t why_by
     }
     struct level level = level_choose();
     queue->threads = threads > 0 ? threads : usable_cores();
-    omp_set_num_threads(queue->threads); /* libgomp counted the cores of the launcher's mask, before it was widened */
+    omp_set_num_threads(
+        queue->threads); /* libgomp counted the cores of the launcher's mask, before it was widened */
     queue->table = *level.table;
     overlay_dnnl(&queue->table, queue->threads);
     overlay_update_avx512(&queue->table);

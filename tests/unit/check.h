@@ -56,7 +56,7 @@ static inline void check_close_f32_at(const float *got, const float *want, size_
 
 #define check_close(got, want, relative, absolute)                                                           \
     do {                                                                                                     \
-        double check_got = (double)(got), check_want = (double)(want);                                                       \
+        double check_got = (double)(got), check_want = (double)(want);                                       \
         if (!(fabs(check_got - check_want) <= (relative)*fabs(check_want) + (absolute)))                     \
             fail_msg("%s: got %.17g, want %.17g", #got, check_got, check_want);                              \
     } while (0)

@@ -305,8 +305,8 @@ static void test_history_without_following(void **state)
     client_close(&client);
 }
 
-/* Subscribing again and again while steps end quickly: where the file ends and the live events begin, no step is missing
- * and none is told twice. */
+/* Subscribing again and again while steps end quickly: where the file ends and the live events begin, no step
+ * is missing and none is told twice. */
 static void test_the_seam_between_history_and_live(void **state)
 {
     struct place *place = *state;
@@ -319,7 +319,8 @@ static void test_the_seam_between_history_and_live(void **state)
         subscribe_body.follow = true;
         subscribe.subscribe = &subscribe_body;
         struct client follower = connect_to(place);
-        atomic_fetch_add(&place->engine.steps_wanted, 40); /* at full speed, before, while or after it subscribes */
+        atomic_fetch_add(&place->engine.steps_wanted,
+                         40); /* at full speed, before, while or after it subscribes */
         nanosleep(&(struct timespec){.tv_nsec = i % 20 * 150000}, NULL);
         trainerd__reply__free_unpacked(ask(&follower, &subscribe), NULL);
         for (int64_t next = 1; next <= 40 * (i + 1);) {
