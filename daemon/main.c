@@ -227,6 +227,7 @@ int main(int argc, char **argv)
     static struct daemon daemon;
     struct err err = ERR_INIT;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error of write(), as a full disk is */
     signal(SIGUSR1,
            SIG_IGN); /* mpirun passes it to every rank; rank 0's control thread takes it as a shutdown */
     if (answer_at_once(argc, argv))

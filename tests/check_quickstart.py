@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Looks at what a quickstart left: check_quickstart.py DIR [--short]. Without --short the finding itself is demanded."""
+import json
+import os
+import sys
+
+POLICIES = ["fp32-master", "fp24-q8", "bf16-kahan", "bf16", "fp32-master+weight=bf16", "fp32-master+m=bf16+v=bf16"]
+FAULTS = ("bf16", "fp32-master+weight=bf16")  # those that keep plain bf16 weights
+
+
+def main():
+    folder, short = sys.argv[1], "--short" in sys.argv
+    wrong = []
+    for name, begin in (("table.png", b"\x89PNG"), ("rescue.png", b"\x89PNG"), ("table.svg", b"<?xml"), ("table.csv", b"policy,")):
+        path = os.path.join(folder, name)
+        data = open(path, "rb").read() if os.path.exists(path) else b""
+        if not data.startswith(begin):
+            wrong.append(f"{name} is missing or not what it says")
+    rows = json.load(open(os.path.join(folder, "table.json"), encoding="utf-8"))
+    if [row["policy"] for row in rows] != POLICIES:
+        wrong.append(f"the rows are {[row['policy'] for row in rows]}")
+    for row in rows:
+        if len(row["losses"]) != (20 if short else 220):
+            wrong.append(f"{row['policy']}: {len(row['losses'])} losses")
+        fault = row["policy"] in FAULTS
+        if not short and fault and row["ratio"] < 2:
+            wrong.append(f"{row['policy']}: ratio {row['ratio']:.2f}, wanted 2 or more")
+        if not short and not fault and row["ratio"] > 1.1:
+            wrong.append(f"{row['policy']}: ratio {row['ratio']:.2f}, wanted 1.1 or less")
+        if (row["update_quality"] < 0.95) != fault:
+            wrong.append(f"{row['policy']}: update_quality {row['update_quality']:.3f}")
+    print("\n".join(wrong) or "as it should be")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
