@@ -21,6 +21,7 @@
 
 struct daemon {
     struct options options;
+    int cores; /* this rank may use */
     struct comm comm;
     struct statedir statedir;
     struct device device;
@@ -97,11 +98,10 @@ static bool settle_options(struct daemon *d, struct err *err)
 static bool open_device(struct daemon *d, struct err *err)
 {
     char why[256];
-    int cores = host_take_cores(d->comm.local_rank, d->comm.local_ranks, d->options.bind == 1);
     const char *fixed = getenv("OMP_NUM_THREADS");
     int threads = d->options.threads         ? (int)d->options.threads
                   : fixed && atoi(fixed) > 0 ? atoi(fixed)
-                                             : cores;
+                                             : d->cores;
     if (device_open(&d->device, d->options.device, threads, why, sizeof why) != 0) {
         err_set(err, ERR_UNSUPPORTED, "the device '%s' cannot be used: %s", d->options.device, why);
         return err_hint(err, "use --device cpu");
@@ -174,11 +174,10 @@ static int serve(struct daemon *d, struct err *err)
     return engine_loop(&d->engine, d->options.run[0] != '\0');
 }
 
-static int run_daemon(struct daemon *d, int argc, char **argv)
+/* err: what reading the options said on this rank. */
+static int run_daemon(struct daemon *d, struct err err)
 {
-    struct err err = ERR_INIT;
     int status = EXIT_REFUSED;
-    err_keeps(options_read(&d->options, argc, argv, &err));
     if (!comm_agree(&d->comm, &err) || !open_state(d, &err))
         goto refused;
     if (settle_options(d, &err) && open_device(d, &err))
@@ -232,10 +231,13 @@ int main(int argc, char **argv)
            SIG_IGN); /* mpirun passes it to every rank; rank 0's control thread takes it as a shutdown */
     if (answer_at_once(argc, argv))
         return 0;
-    if (!comm_init(&daemon.comm, &argc, &argv, &err))
-        return report(&err);
+    err_keeps(options_read(&daemon.options, argc, argv, &err));
+    daemon.cores = host_take_cores(daemon.options.bind == 1, argv);
+    struct err mpi = ERR_INIT;
+    if (!comm_init(&daemon.comm, &argc, &argv, &mpi))
+        return report(&mpi);
     log_set_rank(daemon.comm.rank);
-    int status = run_daemon(&daemon, argc, argv);
+    int status = run_daemon(&daemon, err);
     comm_done(&daemon.comm);
     return status;
 }

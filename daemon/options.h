@@ -28,6 +28,6 @@ struct options {
     bool help, version;
 };
 
-/* argv after MPI_Init has taken its own. Wrong usage: ERR_INVALID or ERR_UNSUPPORTED, exit 2. */
+/* Before MPI_Init, which takes nothing from argv. Wrong usage: ERR_INVALID or ERR_UNSUPPORTED, exit 2. */
 bool options_read(struct options *options, int argc, char **argv, struct err *err) MUST_USE;
 void options_help(void);

@@ -3,34 +3,57 @@
 #include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-int host_take_cores(int local_rank, int local_ranks, bool keep)
+#define HOST_STARTED_OVER "TRAINERD_STARTED_OVER" /* set in the environment across the one execv */
+
+static int from_environment(const char *name, int otherwise)
 {
-    cpu_set_t usable, share;
-    if (keep) {
-        sched_getaffinity(0, sizeof usable, &usable);
-        return CPU_COUNT(&usable);
-    }
-    memset(&usable, 0xff, sizeof usable);
-    sched_setaffinity(0, sizeof usable, &usable); /* the kernel intersects it with what the cgroup allows */
-    sched_getaffinity(0, sizeof usable, &usable);
-    int cores = CPU_COUNT(&usable);
+    const char *text = getenv(name);
+    return text && atoi(text) >= 0 ? atoi(text) : otherwise;
+}
+
+/* The cores of usable that are this rank's: a contiguous share, or all where ranks outnumber cores. */
+static cpu_set_t share_of(const cpu_set_t *usable, int local_rank, int local_ranks)
+{
+    int cores = CPU_COUNT(usable);
     if (local_ranks > cores)
-        return 1; /* more ranks than cores: let the scheduler move them */
+        return *usable; /* let the scheduler move them */
     int first = cores * local_rank / local_ranks, past = cores * (local_rank + 1) / local_ranks;
+    cpu_set_t share;
     CPU_ZERO(&share);
     int i = 0;
     for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &usable))
+        if (!CPU_ISSET(cpu, usable))
             continue;
         if (i >= first && i < past)
             CPU_SET(cpu, &share);
         i++;
     }
+    return share;
+}
+
+int host_take_cores(bool keep, char **argv)
+{
+    cpu_set_t bound, usable;
+    sched_getaffinity(0, sizeof bound, &bound);
+    if (keep)
+        return CPU_COUNT(&bound);
+    int local_rank = from_environment("OMPI_COMM_WORLD_LOCAL_RANK", 0);
+    int local_ranks = from_environment("OMPI_COMM_WORLD_LOCAL_SIZE", 1);
+    memset(&usable, 0xff, sizeof usable);
+    sched_setaffinity(0, sizeof usable, &usable); /* the kernel intersects it with what the cgroup allows */
+    sched_getaffinity(0, sizeof usable, &usable);
+    cpu_set_t share = share_of(&usable, local_rank, local_ranks > 0 ? local_ranks : 1);
     sched_setaffinity(0, sizeof share, &share);
-    return past - first;
+    if (!CPU_EQUAL(&share, &bound) && !getenv(HOST_STARTED_OVER)) {
+        setenv(HOST_STARTED_OVER, "1", 1);
+        execv("/proc/self/exe", argv); /* if it fails, OpenMP is slower, nothing else */
+    }
+    unsetenv(HOST_STARTED_OVER);
+    return local_ranks > CPU_COUNT(&usable) ? 1 : CPU_COUNT(&share);
 }
 
 /* The number after `key` in a file of "key value" lines, or the first number where key is "". -1: none. */

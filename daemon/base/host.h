@@ -8,8 +8,10 @@
 
 /* mpirun binds a rank to one core when there are one or two ranks. Widens this process's affinity to its
  * share of the host's usable cores (all of them where ranks outnumber cores) unless `keep`; returns how many
- * it may use. Call before the first OpenMP region, since its threads inherit the mask. */
-int host_take_cores(int local_rank, int local_ranks, bool keep);
+ * it may use. Which rank of the host this is comes from mpirun's environment. Where the mask changes the
+ * program starts over, once, since OpenMP has counted its cores before main and would never spin where it
+ * believes in fewer: call it first, before MPI_Init. */
+int host_take_cores(bool keep, char **argv);
 
 /* What may still be taken: the smaller of the cgroup's rest and MemAvailable, less 5 %, over the ranks of the
  * host. */
