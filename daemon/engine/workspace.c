@@ -90,7 +90,11 @@ static bool check_fit(const struct data_source *source, const struct model_confi
     if (source->order.longest > config->positions) {
         err_set(err, ERR_INVALID, "the dataset %s has rows of %lld tokens, and the model has %lld positions",
                 folder, (long long)source->order.longest, (long long)config->positions);
-        return err_hint(err, "set cutoff: %lld in the recipe", (long long)config->positions);
+        return err_hint(
+            err,
+            "cut the rows (cutoff: %lld in the recipe, or --cutoff %lld), or prepare the data again "
+            "with trainctl data prepare --cutoff %lld, which cuts a text into more rows",
+            (long long)config->positions, (long long)config->positions, (long long)config->positions);
     }
     return true;
 }
