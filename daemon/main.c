@@ -30,10 +30,15 @@ struct daemon {
     struct engine_options engine_options;
 };
 
-static int report(const struct err *err)
+static void report(const struct err *err)
 {
     char line[3 * ERR_TEXT_BYTES + 8];
     fprintf(stderr, "trainerd: %s\n", err_line(err, line, sizeof line));
+}
+
+/* mpirun exits as the first rank to end did, so all ranks must say the same. */
+static int exit_status(const struct err *err)
+{
     return err->code == ERR_INVALID || err->code == ERR_UNSUPPORTED || err->code == ERR_CONFIRM
                ? EXIT_USAGE
                : EXIT_REFUSED;
@@ -161,8 +166,11 @@ static bool first_commands(struct daemon *d, struct err *err)
 
 static int serve(struct daemon *d, struct err *err)
 {
-    if (!first_commands(d, err))
-        return d->comm.rank == 0 ? report(err) : EXIT_REFUSED;
+    if (!first_commands(d, err)) {
+        if (d->comm.rank == 0)
+            report(err);
+        return exit_status(err);
+    }
     if (d->comm.rank == 0) {
         char layout[64];
         layout_print(&d->engine_options.layout, layout, sizeof layout);
@@ -200,7 +208,9 @@ static int run_daemon(struct daemon *d, struct err err)
     return status;
 
 refused:
-    status = d->comm.rank == 0 ? report(&err) : EXIT_USAGE;
+    if (d->comm.rank == 0)
+        report(&err);
+    status = exit_status(&err);
     control_stop(d->control);
     watch_stop();
     statedir_close(&d->statedir);
@@ -234,8 +244,10 @@ int main(int argc, char **argv)
     err_keeps(options_read(&daemon.options, argc, argv, &err));
     daemon.cores = host_take_cores(daemon.options.bind == 1, argv);
     struct err mpi = ERR_INIT;
-    if (!comm_init(&daemon.comm, &argc, &argv, &mpi))
-        return report(&mpi);
+    if (!comm_init(&daemon.comm, &argc, &argv, &mpi)) {
+        report(&mpi);
+        return exit_status(&mpi);
+    }
     log_set_rank(daemon.comm.rank);
     int status = run_daemon(&daemon, err);
     comm_done(&daemon.comm);
