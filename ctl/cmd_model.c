@@ -3,6 +3,7 @@
 #include "output.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const struct column model_columns[] = {
     {"parameters", "parameters", AS_INTEGER, 0},
@@ -57,6 +58,10 @@ int cmd_export(struct call *call)
     char path[LIMIT_PATH_BYTES];
     const char *dtype = call_option(call, "dtype");
     REQUEST(request, EXPORT, ExportRequest, export);
+    if (dtype && strcmp(dtype, "bf16") != 0 && strcmp(dtype, "fp32") != 0) {
+        err_set(&err, ERR_INVALID, "--dtype is \"%.40s\", which is not one of bf16, fp32", dtype);
+        return call_fail(call, &err);
+    }
     if (!call_absolute(path, call->arguments[0], &err))
         return call_fail(call, &err);
     request_body.path = path;

@@ -41,9 +41,9 @@ static void print_conversion(const json_t *c, int64_t at_step)
     else if (at_step > 0)
         printf("applies   at step %lld\n", (long long)at_step);
     else if (!json_is_true(json_object_get(c, "dry_run")))
-        printf("loses     %.3g of the stored values change, by %.3g of themselves at most\n",
-               json_number_value(json_object_get(c, "changed_share")),
-               json_number_value(json_object_get(c, "largest_relative_change")));
+        printf("loses     %.3g %% of the stored values change, by %.3g %% of themselves at most\n",
+               100 * json_number_value(json_object_get(c, "changed_share")),
+               100 * json_number_value(json_object_get(c, "largest_relative_change")));
     const char *text = json_string_value(json_object_get(c, "text"));
     if (text && text[0])
         printf("%s\n", text);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The latest run's name. */
 static bool latest_run(const char *folder, char run[LIMIT_NAME_BYTES], struct err *err)
@@ -45,8 +46,13 @@ static bool add_run(struct plot *plot, const char *folder, const char *run, stru
     static const char *const fields[] = {"loss", "update_quality", "lr"};
     char path[LIMIT_PATH_BYTES], name[LIMIT_NAME_BYTES];
     json_t *steps = NULL;
-    if (!records_path(path, sizeof path, folder, run, "events.jsonl", err) ||
-        !plot_read_events(path, &steps, err))
+    if (!records_path(path, sizeof path, folder, run, "events.jsonl", err))
+        return false;
+    if (access(path, F_OK) != 0) {
+        err_set(err, ERR_NOT_FOUND, "there is no run %s in %s", run, folder);
+        return err_hint(err, "trainctl runs lists them");
+    }
+    if (!plot_read_events(path, &steps, err))
         return false;
     name_curve(name, run, steps);
     bool fine = true;

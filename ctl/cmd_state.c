@@ -2,6 +2,7 @@
 #include "commands.h"
 #include "help.h"
 #include "output.h"
+#include "records.h"
 
 #include <errno.h>
 #include <math.h>
@@ -65,6 +66,10 @@ static void print_run(const json_t *status)
            integer_at(status, "steps"));
     if (integer_at(status, "skipped") > 0)
         printf(", %lld skipped", integer_at(status, "skipped"));
+    if (json_is_null(json_object_get(status, "loss"))) { /* just restored */
+        putchar('\n');
+        return;
+    }
     print_cell(status, "\nlast      loss ", "loss", AS_REAL);
     print_cell(status, ", gradient norm ", "grad_norm", AS_REAL);
     print_cell(status, ", lr ", "lr", AS_RATE);
@@ -171,6 +176,26 @@ static bool rests(const char *state)
     return strcmp(state, "idle") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "empty") == 0;
 }
 
+/* At rest status has no run any more; the latest one's last step is in its records. */
+static int judge_ended(const struct goal *goal, const json_t *status, struct err *err)
+{
+    Trainerd__Runs *runs = NULL;
+    if (!records_runs(&runs, text_at(status, "state_dir"), err))
+        return EXIT_SHORT;
+    const Trainerd__Run *last = runs->n_runs > 0 ? runs->runs[runs->n_runs - 1] : NULL;
+    bool reached = last && last->step >= goal->step;
+    if (!last) {
+        err_set(err, ERR_RUN, "there is no run that could reach step %lld", (long long)goal->step);
+        err_hint(err, "trainctl train starts one");
+    } else if (!reached) {
+        err_set(err, ERR_RUN, "%s ended at step %lld, before step %lld", last->run, (long long)last->step,
+                (long long)goal->step);
+        err_why(err, "%s", text_at(status, "failure"));
+    }
+    trainerd__runs__free_unpacked(runs, NULL);
+    return reached ? EXIT_DONE : EXIT_SHORT;
+}
+
 /* EXIT_DONE, EXIT_SHORT, or -1: not yet. */
 static int judge(const struct goal *goal, const json_t *status, struct err *err)
 {
@@ -181,12 +206,8 @@ static int judge(const struct goal *goal, const json_t *status, struct err *err)
         return EXIT_DONE;
     if (!goal->state && goal->step < 0)
         return EXIT_DONE;
-    if (goal->step >= 0 && rests(state)) {
-        err_set(err, ERR_RUN, "the run ended at step %lld, before step %lld", integer_at(status, "step"),
-                (long long)goal->step);
-        err_why(err, "%s", text_at(status, "failure"));
-        return EXIT_SHORT;
-    }
+    if (goal->step >= 0 && rests(state))
+        return judge_ended(goal, status, err);
     if (goal->state && strcmp(goal->state, "idle") == 0 && strcmp(state, "failed") == 0) {
         err_set(err, ERR_RUN, "the run failed at step %lld", integer_at(status, "step"));
         err_why(err, "%s", text_at(status, "failure"));

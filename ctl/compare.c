@@ -273,6 +273,8 @@ static bool restore(const struct compare *compare, char *checkpoint, struct err 
     if (!delete_checkpoint(compare, checkpoint, &failure) && compare->progress != NULL)
         fprintf(compare->progress, "checkpoint %s, made by compare, could not be deleted: %s\n", checkpoint,
                 failure.what);
+    if (err->code != ERR_OK && compare->progress != NULL)
+        fprintf(compare->progress, "the state is again what it was before compare\n");
     return err->code == ERR_OK;
 }
 

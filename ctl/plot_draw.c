@@ -253,6 +253,18 @@ static bool run_gnuplot(const char *script_path, struct err *err)
     return true;
 }
 
+/* What gnuplot would say of a path less kindly, and with the name of the drawing instead. */
+static bool check_path(const char *path, struct err *err)
+{
+    char folder[LIMIT_PATH_BYTES];
+    const char *ending = strrchr(path, '.'), *slash = strrchr(path, '/');
+    if (ending == NULL || (strcmp(ending, ".png") != 0 && strcmp(ending, ".svg") != 0))
+        return err_set(err, ERR_INVALID, "%s: a picture's name ends in .png or .svg", path);
+    snprintf(folder, sizeof folder, "%.*s", slash == NULL ? 1 : (int)(slash - path) + 1,
+             slash == NULL ? "." : path);
+    return access(folder, W_OK) == 0 || err_errno(err, "cannot write %s", path);
+}
+
 /* The name beside the final one under which gnuplot writes: "DIR/.drawing-PID-I.png". */
 static bool drawing_path(char *path, size_t bytes, const char *final, int i, struct err *err)
 {
@@ -273,7 +285,7 @@ bool plot_write(const struct plot *plot, const char *const *paths, int path_coun
     if (path_count > 4)
         return err_set(err, ERR_INVALID, "at most 4 pictures at a time");
     for (int i = 0; i < path_count; i++) {
-        if (!drawing_path(drawing[i], sizeof drawing[i], paths[i], i, err))
+        if (!check_path(paths[i], err) || !drawing_path(drawing[i], sizeof drawing[i], paths[i], i, err))
             return false;
         drawings[i] = drawing[i];
     }
