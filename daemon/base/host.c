@@ -7,6 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Turns that an OpenMP thread waits awake before it sleeps. libgomp's own many make a step ten times as long
+ * where another program wants one of the cores (measured, two threads: 0.10 s with 300, 0.17 with 3,000, 1.2
+ * with 30,000). */
+#define HOST_SPINS "1000"
+
 #define HOST_STARTED_OVER "TRAINERD_STARTED_OVER" /* set in the environment across the one execv */
 
 static int from_environment(const char *name, int otherwise)
@@ -48,7 +53,9 @@ int host_take_cores(bool keep, char **argv)
     sched_getaffinity(0, sizeof usable, &usable);
     cpu_set_t share = share_of(&usable, local_rank, local_ranks > 0 ? local_ranks : 1);
     sched_setaffinity(0, sizeof share, &share);
-    if (!CPU_EQUAL(&share, &bound) && !getenv(HOST_STARTED_OVER)) {
+    bool told = getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY");
+    if ((!told || !CPU_EQUAL(&share, &bound)) && !getenv(HOST_STARTED_OVER)) {
+        setenv("GOMP_SPINCOUNT", HOST_SPINS, 0);
         setenv(HOST_STARTED_OVER, "1", 1);
         execv("/proc/self/exe", argv); /* if it fails, OpenMP is slower, nothing else */
     }

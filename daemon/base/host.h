@@ -8,9 +8,9 @@
 
 /* mpirun binds a rank to one core when there are one or two ranks. Widens this process's affinity to its
  * share of the host's usable cores (all of them where ranks outnumber cores) unless `keep`; returns how many
- * it may use. Which rank of the host this is comes from mpirun's environment. Where the mask changes the
- * program starts over, once, since OpenMP has counted its cores before main and would never spin where it
- * believes in fewer: call it first, before MPI_Init. */
+ * it may use. Which rank of the host this is comes from mpirun's environment. OpenMP reads mask and settings
+ * before main, so the program starts over, once, with a wait that suits cores shared with others
+ * (GOMP_SPINCOUNT, unless the user set it or OMP_WAIT_POLICY): call it first, before MPI_Init. */
 int host_take_cores(bool keep, char **argv);
 
 /* What may still be taken: the smaller of the cgroup's rest and MemAvailable, less 5 %, over the ranks of the
