@@ -126,6 +126,34 @@ static bool panel_has_points(const struct plot_panel *panel)
     return false;
 }
 
+/* Heights in SVG units; PNGs are half as large again. Above the panels: the title, then the key's rows. */
+#define KEY_COLUMNS   2
+#define TITLE_HEIGHT  46
+#define KEY_HEIGHT    24
+#define BELOW_HEIGHT  64
+#define PANEL_HEIGHT  300
+#define PICTURE_WIDTH 1200
+
+static int key_height(const struct plot *plot)
+{
+    int curves = plot->panels[0].curve_count;
+    return KEY_HEIGHT * ((curves + KEY_COLUMNS - 1) / KEY_COLUMNS) + KEY_HEIGHT / 2;
+}
+
+/* Of the panels that have something to show. */
+static int picture_height(const struct plot *plot)
+{
+    int panels = 0;
+    for (int p = 0; p < plot->panel_count; p++)
+        panels += panel_has_points(&plot->panels[p]);
+    return TITLE_HEIGHT + key_height(plot) + PANEL_HEIGHT * panels + BELOW_HEIGHT;
+}
+
+static double key_top(const struct plot *plot)
+{
+    return 1 - (double)TITLE_HEIGHT / picture_height(plot);
+}
+
 /* The last panel carries the name of the steps; the first the key and the names of the marks. */
 static void write_panel(FILE *out, const struct plot *plot, int p, bool first, bool last)
 {
@@ -135,7 +163,11 @@ static void write_panel(FILE *out, const struct plot *plot, int p, bool first, b
     fputs("set ylabel ", out);
     write_quoted(out, panel->title);
     fprintf(out, "\n%s\n", last ? "set xlabel \"step\"" : "unset xlabel");
-    fprintf(out, "%s\n", first ? "set key outside right top vertical Left reverse noenhanced" : "unset key");
+    if (first)
+        fprintf(out, "set key at screen 0.105,%.4f left top horizontal maxcols %d Left reverse noenhanced\n",
+                key_top(plot), KEY_COLUMNS);
+    else
+        fputs("unset key\n", out);
     fputs("unset label\n", out);
     for (int m = 0; first && m < plot->mark_count; m++) {
         fprintf(out, "set label %d ", m + 1);
@@ -167,18 +199,19 @@ static bool write_output(FILE *out, const struct plot *plot, const char *path, s
         total += panel_has_points(&plot->panels[p]);
     if (total == 0)
         return err_set(err, ERR_INVALID, "there is nothing to draw");
-    int height = 140 + 340 * total;
+    int height = picture_height(plot);
+    double top = key_top(plot) - (double)key_height(plot) / height;
     if (png)
         fprintf(
             out,
-            "set terminal pngcairo size %d,%d font \"DejaVu Sans,20\" linewidth 1.6 background \"white\"\n",
-            1800, height * 3 / 2);
+            "set terminal pngcairo size %d,%d font \"DejaVu Sans,18\" linewidth 1.6 background \"white\"\n",
+            PICTURE_WIDTH * 3 / 2, height * 3 / 2);
     else
-        fprintf(out, "set terminal svg size %d,%d font \"DejaVu Sans,14\" background \"white\"\n", 1200,
-                height);
+        fprintf(out, "set terminal svg size %d,%d font \"DejaVu Sans,14\" background \"white\"\n",
+                PICTURE_WIDTH, height);
     fprintf(out,
-            "set output \"%s\"\nset multiplot layout %d,1 margins 0.085,0.74,0.09,0.92 spacing 0.06 title ",
-            path, total);
+            "set output \"%s\"\nset multiplot layout %d,1 margins 0.105,0.97,%.4f,%.4f spacing %.4f title ",
+            path, total, (double)BELOW_HEIGHT / height, top, 45.0 / height);
     write_quoted(out, plot->title);
     fputs(" noenhanced\n", out);
     for (int p = 0; p < plot->panel_count; p++)
