@@ -78,6 +78,7 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
         engine->journal = fopen(path, "ae");
         if (!engine->journal)
             return err_errno(err, "cannot open the journal %s", path);
+        runlog_settle(options->state_dir);
     }
     return true;
 }
@@ -105,6 +106,14 @@ bool engine_execute(struct engine *engine, struct command *command, struct comma
     return done;
 }
 
+/* Who asked is told; the terminal that mpirun runs in hears only of what is worse than a refusal. */
+static void log_refusal(const struct command *command, const struct err *err)
+{
+    char text[3 * ERR_TEXT_BYTES + 8];
+    log_line(err->code <= ERR_MEMORY ? LOG_INFO : LOG_ERROR, "engine", "%s was refused: %s code=%s",
+             command_name(command->kind), err_line(err, text, sizeof text), err_code_name(err->code));
+}
+
 /* Applied, agreed, journalled with fsync, then answered. */
 static void execute_and_answer(struct engine *engine, struct command *command)
 {
@@ -120,7 +129,7 @@ static void execute_and_answer(struct engine *engine, struct command *command)
             reply.err = journal;
     }
     if (reply.err.code != ERR_OK)
-        log_err("engine", &reply.err);
+        log_refusal(command, &reply.err);
     if (engine->mailbox)
         mailbox_reply(engine->mailbox, &reply);
 }

@@ -171,6 +171,9 @@ void engine_publish_audit(struct engine *engine);
 /* runlog.c: rank 0's files in the state folder. */
 bool runlog_create(struct engine *engine, struct run *run, struct err *err) MUST_USE;
 bool runlog_reopen(struct engine *engine, struct run *run, struct err *err) MUST_USE;
+/* At start: a run that is still called running was cut off with its daemon; from now on it is "interrupted".
+ */
+void runlog_settle(const char *state_dir);
 void runlog_close(struct run *run);
 void runlog_describe(struct engine *engine, const struct run *run, const char *state); /* run.json */
 void runlog_step(struct engine *engine, const struct step_event *event);

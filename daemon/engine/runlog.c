@@ -77,6 +77,35 @@ void runlog_describe(struct engine *engine, const struct run *run, const char *s
     json_decref(old);
 }
 
+static void settle_run(const char *path)
+{
+    struct err err = ERR_INIT;
+    json_t *json = json_load_file(path, 0, NULL);
+    const char *state = json_string_value(json_object_get(json, "state"));
+    if (state && strcmp(state, "running") == 0) {
+        json_object_set_new(json, "state", json_string("interrupted"));
+        char *text = json_dumps(json, JSON_INDENT(1));
+        if (!text || !file_replace(path, text, strlen(text), &err))
+            log_warning("runlog", "cannot write %s; the run stays called running", path);
+        free(text);
+    }
+    json_decref(json);
+}
+
+void runlog_settle(const char *state_dir)
+{
+    char folder[2 * LIMIT_PATH_BYTES], path[4 * LIMIT_PATH_BYTES];
+    snprintf(folder, sizeof folder, "%s/runs", state_dir);
+    DIR *runs = opendir(folder);
+    for (const struct dirent *entry; runs && (entry = readdir(runs));) {
+        snprintf(path, sizeof path, "%s/%s/run.json", folder, entry->d_name);
+        if (entry->d_name[0] != '.')
+            settle_run(path);
+    }
+    if (runs)
+        closedir(runs);
+}
+
 static FILE *open_lines(const struct engine *engine, const struct run *run, const char *name, struct err *err)
 {
     char path[2 * LIMIT_PATH_BYTES];
