@@ -12,9 +12,9 @@
  * order. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
 #include "frame.h"
-#include "limits.h"
 #include "trainerd.pb-c.h"
 
 #define CLIENT_EVENTS_KEPT 8192

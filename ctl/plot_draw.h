@@ -5,8 +5,8 @@
  * tell apart, a dash pattern, and a width that lets what is below shine through. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 
 #include <jansson.h>
 #include <stdint.h>

@@ -1,8 +1,8 @@
 /* Where a daemon is found: its state folder and its socket. Both sides agree by using the same functions. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 
 /* $XDG_STATE_HOME/trainerd, else $HOME/.local/state/trainerd. */
 bool address_state_folder(char path[LIMIT_PATH_BYTES], struct err *err) MUST_USE;

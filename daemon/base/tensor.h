@@ -1,8 +1,8 @@
 /* A tensor describes memory and never owns it: arenas own, by lifetime. Row-major, device memory. */
 #pragma once
 
+#include "bounds.h"
 #include "dtype.h"
-#include "limits.h"
 
 #include <stdint.h>
 

@@ -1,6 +1,6 @@
 #include "comm.h"
 
-#include "limits.h"
+#include "bounds.h"
 #include "log.h"
 #include "watch.h"
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "limits.h"
+#include "bounds.h"
 
 static bool read_letters(struct layout *layout, const char *text, struct err *err)
 {

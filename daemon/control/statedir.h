@@ -1,8 +1,8 @@
 /* The state folder: socket, journal, runs, log. Locked by rank 0 for as long as the daemon lives. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 
 struct statedir {
     char path[LIMIT_PATH_BYTES]; /* absolute */

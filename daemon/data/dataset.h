@@ -8,8 +8,8 @@
  * checksums), so that nothing later can go wrong or differ. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 #include "safetensors.h"
 
 #include <stdint.h>

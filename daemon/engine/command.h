@@ -3,8 +3,8 @@
  * back. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 #include "optimizer_settings.h"
 #include "policy.h"
 #include "recipe.h"

@@ -2,8 +2,8 @@
  * is not implemented is refused by name rather than computed wrongly. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -8,8 +8,8 @@
  * is reduced apart (see shard/). */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 #include "model_config.h"
 
 #include <stdint.h>

@@ -6,9 +6,9 @@
  * reference. */
 #pragma once
 
+#include "bounds.h"
 #include "dtype.h"
 #include "err.h"
-#include "limits.h"
 #include "state.h"
 
 #include <stdbool.h>

@@ -4,9 +4,9 @@
  * which gives parsing, overrides, help and printing. A recipe that parsed has been checked. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
 #include "keys.h"
-#include "limits.h"
 #include "optimizer_settings.h"
 #include "schedule.h"
 

@@ -7,8 +7,8 @@
  * steps changes the order. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 #include "manifest.h"
 
 #include <stdbool.h>

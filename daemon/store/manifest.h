@@ -6,8 +6,8 @@
  * element a line. */
 #pragma once
 
+#include "bounds.h"
 #include "err.h"
-#include "limits.h"
 
 #include <stddef.h>
 #include <stdint.h>

@@ -8,10 +8,10 @@
  * Not for two threads at once, except safetensors_read, safetensors_find and safetensors_writer_put. */
 #pragma once
 
+#include "bounds.h"
 #include "dtype.h"
 #include "err.h"
 #include "file.h"
-#include "limits.h"
 
 #include <stdint.h>
 

@@ -1,7 +1,7 @@
 /* Frames: whatever the pieces they come in, and whatever a hostile peer sends. */
+#include "bounds.h"
 #include "check.h"
 #include "frame.h"
-#include "limits.h"
 #include "trainerd.pb-c.h"
 
 #include <stdlib.h>

@@ -1,11 +1,6 @@
 /* Every loop's end and every buffer's size that a user, a file or a peer could push at: one place. */
 #pragma once
 
-/* The system's header of the same name, which our include path hides: protobuf-c.h asks for INT_MAX with
- * <limits.h>. */
-#pragma GCC system_header
-#include_next <limits.h>
-
 #define LIMIT_NAME_BYTES        128  /* tensor, policy, run and checkpoint names */
 #define LIMIT_PATH_BYTES        1024 /* paths carried in commands */
 #define LIMIT_SOCKET_PATH_BYTES 100  /* sun_path has 108 */
