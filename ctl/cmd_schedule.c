@@ -36,30 +36,14 @@ static bool count_steps(const struct recipe *recipe, int64_t *steps, struct err 
 /* A recipe that need not be whole: a schedule can be looked at before there are data. */
 static bool read_recipe(const struct call *call, struct recipe *recipe, struct err *err)
 {
-    size_t count, bytes = 0;
-    const struct key *keys = recipe_keys(&count);
+    size_t bytes = 0;
     char *text = NULL;
-    recipe_init(recipe);
-    if (call->argument_count > 0) {
-        bool read = file_slurp(call->arguments[0], RECIPE_TEXT_BYTES, &text, &bytes, err) &&
-                    keys_load_yaml(keys, count, recipe, NULL, call->arguments[0], text, bytes, err);
-        free(text);
-        if (!read)
-            return false;
-    }
-    for (int i = 0; i < call->setting_count; i++) {
-        char name[LIMIT_NAME_BYTES];
-        const char *equals = strchr(call->settings[i], '=');
-        snprintf(name, sizeof name, "%.*s", (int)(equals - call->settings[i]), call->settings[i]);
-        if (!keys_set(keys, count, recipe, NULL, name, equals + 1, 0, err))
-            return false;
-        if (strcmp(name, "epochs") ==
-            0) /* said later, it replaces the file's steps; and the other way round */
-            recipe->steps = -1;
-        if (strcmp(name, "steps") == 0)
-            recipe->epochs = -1;
-    }
-    return true;
+    const char *name = call->argument_count > 0 ? call->arguments[0] : "the flags";
+    bool read = call->argument_count == 0 || file_slurp(name, RECIPE_TEXT_BYTES, &text, &bytes, err);
+    read = read && recipe_parse_part(recipe, name, text, bytes, (const char *const *)call->settings,
+                                     (size_t)call->setting_count, err);
+    free(text);
+    return read;
 }
 
 static bool schedule_of_recipe(const struct call *call, struct schedule *schedule, struct err *err)

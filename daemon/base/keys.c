@@ -284,7 +284,6 @@ struct yaml_load {
     const struct key *keys;
     size_t count;
     void *object;
-    bool *key_is_set;
     int said_on[KEYS_COUNT_MAX]; /* the line of each key in this document, 0: not said */
     struct place at;
     char name[KEYS_NAME_BYTES]; /* the dotted name being read */
@@ -322,7 +321,7 @@ static bool take_value(struct yaml_load *load, const char *value, struct err *er
         }
         *said_on = load->at.line;
     }
-    return set_at(load->keys, load->count, load->object, load->key_is_set, load->name, value, load->at, err);
+    return set_at(load->keys, load->count, load->object, NULL, load->name, value, load->at, err);
 }
 
 static bool on_scalar(struct yaml_load *load, const yaml_event_t *event, struct err *err)
@@ -431,12 +430,11 @@ static bool on_event(struct yaml_load *load, const yaml_event_t *event, bool *en
     return true;
 }
 
-bool keys_load_yaml(const struct key *keys, size_t count, void *object, bool *key_is_set, const char *origin,
+bool keys_load_yaml(const struct key *keys, size_t count, void *object, int *lines, const char *origin,
                     const char *text, size_t bytes, struct err *err)
 {
     INVARIANT(count <= KEYS_COUNT_MAX);
-    struct yaml_load load = {
-        .keys = keys, .count = count, .object = object, .key_is_set = key_is_set, .at = {.origin = origin}};
+    struct yaml_load load = {.keys = keys, .count = count, .object = object, .at = {.origin = origin}};
     if (bytes > KEYS_TEXT_MAX)
         return refuse(load.at, err, "the text has %zu bytes, more than the %d that settings may have", bytes,
                       KEYS_TEXT_MAX);
@@ -458,6 +456,8 @@ bool keys_load_yaml(const struct key *keys, size_t count, void *object, bool *ke
         yaml_event_delete(&event);
     }
     yaml_parser_delete(&parser);
+    if (lines)
+        memcpy(lines, load.said_on, count * sizeof *lines);
     return good;
 }
 

@@ -34,8 +34,10 @@ struct key {
 bool keys_set(const struct key *keys, size_t count, void *object, bool *key_is_set, const char *name,
               const char *value, int line, struct err *err) MUST_USE;
 
-/* Every scalar (or pair) of a YAML document. origin names the text in errors ("recipe.yaml"). */
-bool keys_load_yaml(const struct key *keys, size_t count, void *object, bool *key_is_set, const char *origin,
+/* Every scalar (or pair) of a YAML document. origin names the text in errors ("recipe.yaml"). lines, if
+ * given, has one int a row and gets the line on which each was said, 0 where it was not: for errors that only
+ * the whole shows. */
+bool keys_load_yaml(const struct key *keys, size_t count, void *object, int *lines, const char *origin,
                     const char *text, size_t bytes, struct err *err) MUST_USE;
 
 /* The object as YAML, only rows set where key_is_set is given; doubles round-trip. malloc'ed. */

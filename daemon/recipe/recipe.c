@@ -220,44 +220,83 @@ static bool check_row(struct recipe *recipe, const struct recipe *defaults, cons
     return true;
 }
 
-static bool check_either(const struct recipe *recipe, struct err *err)
+/* The checks below also say which key is to blame (*blame), so that whoever read a file can name the line;
+ * NULL: none that was said. */
+static bool check_either(const struct recipe *recipe, const char **blame, struct err *err)
 {
     for (size_t i = 0; i < EITHER; i++)
         if (is_said(recipe, key_named(either[i][0])) && is_said(recipe, key_named(either[i][1]))) {
+            *blame = either[i][1];
             err_set(err, ERR_INVALID, "%s and %s are both said", either[i][0], either[i][1]);
             return err_hint(err, "say one of them");
         }
     return true;
 }
 
-static bool check_data(const struct recipe *recipe, struct err *err)
+static bool check_order(const struct recipe *recipe, const char **blame, struct err *err)
 {
+    static const char *const orders[] = {"sorted", "shuffled"};
     bool shuffled;
     uint64_t seed;
+    if (parse_order(recipe->order, &shuffled, &seed))
+        return true;
+    *blame = "order";
+    err_set(err, ERR_INVALID, "order is \"%.60s\", which is not one of sorted, shuffled, shuffled(SEED)",
+            recipe->order);
+    const char *near = strchr(recipe->order, '(') ? NULL : err_nearest(recipe->order, orders, 2);
+    return near ? err_hint(err, "did you mean \"%s\"?", near)
+                : err_hint(err, "SEED is a whole number, as in shuffled(1)");
+}
+
+/* What a run needs, and a look at its schedule does not. */
+static bool check_whole(const struct recipe *recipe, struct err *err)
+{
     if (!*recipe->data) {
         err_set(err, ERR_INVALID, "the recipe names no data");
         return err_hint(err, "say data: DIR, a folder made by `trainctl data prepare`");
-    }
-    if (!parse_order(recipe->order, &shuffled, &seed)) {
-        err_set(err, ERR_INVALID, "order is \"%.60s\", which is not one of sorted, shuffled, shuffled(SEED)",
-                recipe->order);
-        return err_hint(err, "SEED is a whole number, as in shuffled(1)");
     }
     if (recipe->epochs < 0 && recipe->steps < 0) {
         err_set(err, ERR_INVALID, "the recipe says neither epochs nor steps");
         return err_hint(err, "say epochs: N (passes over the data) or steps: N (updates)");
     }
-    if (recipe->max_tokens > 0 && recipe->cutoff > recipe->max_tokens) {
-        err_set(err, ERR_INVALID, "cutoff is %" PRId64 ", more than max_tokens, which is %" PRId64,
-                recipe->cutoff, recipe->max_tokens);
-        return err_hint(err, "a whole sequence must fit in a micro-batch: raise max_tokens or lower cutoff");
-    }
+    return true;
+}
+
+static bool check_evaluate(const struct recipe *recipe, const char **blame, struct err *err)
+{
     if (recipe->evaluate.every > 0 && !*recipe->evaluate.data) {
+        *blame = "evaluate.every";
         err_set(err, ERR_INVALID, "evaluate.every is %" PRId64 ", but there is no evaluate.data",
                 recipe->evaluate.every);
         return err_hint(err, "name the dataset to evaluate on");
     }
     return true;
+}
+
+/* The optimizer's and the schedule's rooms speak of their own fields: the first row whose word is in the
+ * sentence, and whose key was said, is the key that is meant. */
+static const char *key_meant(const struct recipe *recipe, const char *sentence)
+{
+    static const char *const words[][2] = {
+        {"beta1", "optimizer.betas"},
+        {"beta2", "optimizer.betas"},
+        {"eps =", "optimizer.eps"},
+        {"clip =", "optimizer.clip"},
+        {"weight_decay =", "optimizer.weight_decay"},
+        {"peak learning rate", "optimizer.lr"},
+        {"wsd_decay", "schedule.wsd_decay"},
+        {"decay overlap", "schedule.wsd_decay"},
+        {"decay_steps", "schedule.decay_steps"},
+        {"min_lr", "schedule.min_lr"},
+        {"warm-up", "schedule.warmup_steps"},
+        {"warm-up", "schedule.warmup_ratio"},
+        {"lr =", "optimizer.lr"},
+        {"", "schedule.kind"},
+    };
+    size_t i = 0;
+    while (!strstr(sentence, words[i][0]) || !is_said(recipe, key_named(words[i][1])))
+        i++; /* the last row is always meant */
+    return words[i][1];
 }
 
 /* With epochs the number of steps is not known yet: what does not depend on it is checked with a very large
@@ -274,21 +313,67 @@ static bool check_schedule(const struct recipe *recipe, struct err *err)
                             knows_steps ? recipe->steps : 2 * (int64_t)STEPS_MAX, err);
 }
 
-bool recipe_check(struct recipe *recipe, struct err *err)
+static bool check_rows(struct recipe *recipe, const char **blame, struct err *err)
 {
-    struct policy policy;
     struct recipe defaults;
     recipe_init(&defaults);
     for (size_t i = 0; i < KEYS; i++)
-        if (!check_row(recipe, &defaults, &keys[i], err))
+        if (!check_row(recipe, &defaults, &keys[i], err)) {
+            *blame = keys[i].name;
             return false;
-    if (!check_either(recipe, err) || !check_data(recipe, err))
+        }
+    return true;
+}
+
+static bool check(struct recipe *recipe, bool whole, const char **blame, struct err *err)
+{
+    struct policy policy;
+    *blame = NULL;
+    if (!check_rows(recipe, blame, err) || !check_either(recipe, blame, err) ||
+        !check_order(recipe, blame, err) || !check_evaluate(recipe, blame, err))
         return false;
     if (recipe->max_tokens < 0 && recipe->micro_batch < 0)
         recipe->micro_batch = 1;
+    if (*recipe->optimizer.policy && !policy_parse(&policy, recipe->optimizer.policy, NULL, err)) {
+        *blame = "optimizer.policy";
+        return false;
+    }
     struct optimizer_settings settings = recipe_optimizer_settings(recipe);
-    return (!*recipe->optimizer.policy || policy_parse(&policy, recipe->optimizer.policy, NULL, err)) &&
-           optimizer_settings_check(&settings, err) && check_schedule(recipe, err);
+    if (!optimizer_settings_check(&settings, err) || !check_schedule(recipe, err)) {
+        *blame = key_meant(recipe, err->what);
+        return false;
+    }
+    return !whole || check_whole(recipe, err);
+}
+
+bool recipe_check(struct recipe *recipe, struct err *err)
+{
+    const char *blame;
+    return check(recipe, true, &blame, err);
+}
+
+/* Where a recipe's keys were said. */
+struct places {
+    const char *origin; /* NULL: there is no text */
+    int lines[KEYS];    /* 0: not there */
+    bool by_override[KEYS];
+};
+
+/* The file, the line and the key in front of the sentence. */
+static bool refuse_at(const struct places *places, const char *blame, struct err *err)
+{
+    char whole[2 * ERR_TEXT_BYTES], where[224] = "", name[LIMIT_NAME_BYTES + 2] = "";
+    const struct key *key = blame ? key_named(blame) : NULL;
+    bool in_text = places->origin && !(key && places->by_override[key - keys]);
+    if (in_text && key && places->lines[key - keys] > 0)
+        snprintf(where, sizeof where, "%.200s:%d: ", places->origin, places->lines[key - keys]);
+    else if (in_text)
+        snprintf(where, sizeof where, "%.200s: ", places->origin);
+    if (blame && !strstr(err->what, blame))
+        snprintf(name, sizeof name, "%s: ", blame);
+    snprintf(whole, sizeof whole, "%s%s%s", where, name, err->what);
+    snprintf(err->what, sizeof err->what, "%.*s", (int)sizeof err->what - 1, whole);
+    return false;
 }
 
 /* Splits "key=value" and sets it. */
@@ -304,31 +389,54 @@ static bool set_override(struct recipe *recipe, bool *is_set, const char *text, 
     return keys_set(keys, KEYS, recipe, is_set, name, equals + 1, 0, err);
 }
 
-bool recipe_parse(struct recipe *recipe, const char *origin, const char *text, size_t bytes,
-                  const char *const *overrides, size_t override_count, struct err *err)
+/* Overrides on top; each takes back what the text said of the other key of its pair. */
+static bool override(struct recipe *recipe, struct places *places, const char *const *overrides, size_t count,
+                     struct err *err)
 {
-    struct recipe made;
-    bool is_set[KEYS] = {0};
-    recipe_init(&made);
-    if (bytes > RECIPE_TEXT_BYTES)
-        return err_set(err, ERR_INVALID, "%.200s has %zu bytes, more than the %d of a recipe", origin, bytes,
-                       RECIPE_TEXT_BYTES);
-    if (text &&
-        !(keys_load_yaml(keys, KEYS, &made, NULL, origin, text, bytes, err) && check_either(&made, err)))
-        return false;
-    for (size_t i = 0; i < override_count; i++)
-        if (!set_override(&made, is_set, overrides[i], err))
+    for (size_t i = 0; i < count; i++)
+        if (!set_override(recipe, places->by_override, overrides[i], err))
             return false;
     for (size_t i = 0; i < EITHER; i++)
         for (int side = 0; side < 2; side++) {
             const struct key *said = key_named(either[i][side]), *other = key_named(either[i][!side]);
-            if (is_set[said - keys] && !is_set[other - keys])
-                unset(&made, other);
+            if (places->by_override[said - keys] && !places->by_override[other - keys])
+                unset(recipe, other);
         }
-    if (!recipe_check(&made, err))
+    return true;
+}
+
+static bool parse(struct recipe *recipe, bool whole, const char *origin, const char *text, size_t bytes,
+                  const char *const *overrides, size_t override_count, struct err *err)
+{
+    struct recipe made;
+    struct places places = {.origin = text ? origin : NULL};
+    const char *blame = NULL;
+    recipe_init(&made);
+    if (bytes > RECIPE_TEXT_BYTES)
+        return err_set(err, ERR_INVALID, "%.200s has %zu bytes, more than the %d of a recipe", origin, bytes,
+                       RECIPE_TEXT_BYTES);
+    if (text && !keys_load_yaml(keys, KEYS, &made, places.lines, origin, text, bytes, err))
         return false;
+    if (!check_either(&made, &blame, err))
+        return refuse_at(&places, blame, err);
+    if (!override(&made, &places, overrides, override_count, err))
+        return false;
+    if (!check(&made, whole, &blame, err))
+        return refuse_at(&places, blame, err);
     *recipe = made;
     return true;
+}
+
+bool recipe_parse(struct recipe *recipe, const char *origin, const char *text, size_t bytes,
+                  const char *const *overrides, size_t override_count, struct err *err)
+{
+    return parse(recipe, true, origin, text, bytes, overrides, override_count, err);
+}
+
+bool recipe_parse_part(struct recipe *recipe, const char *origin, const char *text, size_t bytes,
+                       const char *const *overrides, size_t override_count, struct err *err)
+{
+    return parse(recipe, false, origin, text, bytes, overrides, override_count, err);
 }
 
 static bool make_absolute(char *path, const char *folder, struct err *err)

@@ -53,9 +53,13 @@ struct recipe {
 void recipe_init(struct recipe *recipe); /* the defaults, which recipe_help prints */
 
 /* YAML text (NULL: none), then overrides "key=value" on top. An override of epochs replaces the text's steps,
- * and so on for the other pairs of which one may be said. origin names the text in errors ("recipe.yaml"). */
+ * and so on for the other pairs of which one may be said. origin names the text in errors ("recipe.yaml"),
+ * which say the line, the key and the nearest right name. */
 bool recipe_parse(struct recipe *recipe, const char *origin, const char *text, size_t bytes,
                   const char *const *overrides, size_t override_count, struct err *err) MUST_USE;
+/* The same, but data, epochs and steps may be missing: a schedule can be looked at before there are data. */
+bool recipe_parse_part(struct recipe *recipe, const char *origin, const char *text, size_t bytes,
+                       const char *const *overrides, size_t override_count, struct err *err) MUST_USE;
 
 /* Contradictions and impossible values, with the sentence. recipe_parse has called it; recipes from a socket
  * have not been parsed here and must be checked by the receiver. Terminates every string. */

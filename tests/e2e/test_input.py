@@ -145,6 +145,27 @@ def test_a_disk_that_is_full(world):
     world.ctl("checkpoint", "verify", "too-large")
 
 
+@bounded(90)
+def test_cutoff(world):
+    """Above every row it changes nothing, silently; rows beyond the model's positions or max_tokens are refused."""
+    world.dataset(rows=8)
+    longest = world.json("data", "show", world.path("data"))["longest"]
+    daemon = world.start(1)
+    plain = world.train(world.recipe(steps=3))[0]["loss"]
+    world.ctl("init", world.path("model", "config.json"))
+    said = world.ctl("train", world.recipe(steps=3, cutoff=32768))
+    need("cutoff" not in said.err and "longest" not in said.err, f"a harmless cutoff makes noise: {said.err}")
+    world.ctl("wait")
+    need(world.events()[0]["loss"] == plain, "a cutoff above every row changed the first loss")
+    world.refused("train", world.recipe(steps=3, max_tokens=longest - 1), says=("max_tokens", str(longest)))
+    daemon.end()
+    world.config(max_position_embeddings=longest - 1)
+    world.start(1, "--init", world.path("model", "config.json"), init=False, state="short")
+    world.refused("train", world.recipe(steps=3), says=("positions", f"cutoff: {longest - 1}"))
+    world.refused("evaluate", world.path("data"), says=("positions",))
+    world.train(world.recipe(steps=3, cutoff=longest - 1))
+
+
 @bounded(60)
 def test_a_long_socket_path(world):
     daemon = world.start(1, wait=False, state="x" * 120)

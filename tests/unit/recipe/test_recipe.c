@@ -133,7 +133,6 @@ static void test_refusals(void **state)
         {"data: d\nepochs: 1\nsteps: 5\n", "epochs and steps are both said"},
         {"data: d\nsteps: 5\nmicro_batch: 2\nmax_tokens: 100\n", "both said"},
         {"data: d\nsteps: 5\nschedule: {warmup_ratio: 0.1, warmup_steps: 3}\n", "both said"},
-        {"data: d\nsteps: 5\nmax_tokens: 100\ncutoff: 200\n", "more than max_tokens"},
         {"data: d\nsteps: 5\nevaluate: {every: 3}\n", "no evaluate.data"},
         {"data: d\nsteps: 5\norder: random\n", "order is \"random\""},
         {"data: d\nsteps: 5\norder: shuffled()\n", "order is"},
@@ -162,6 +161,68 @@ static void test_refusals(void **state)
             fail_msg("%s: wanted \"%s\", got \"%s\"", cases[i].text, cases[i].what, err.what);
         assert_true(err.code == ERR_INVALID);
     }
+}
+
+/* The file, the line, the key and the nearest right name, also of what only the whole recipe shows. */
+static void test_where_it_was_said(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *what, *hint;
+    } cases[] = {
+        {"data: d\nsteps: 5\noptimizer:\n  policy: fp32-mastre\n",
+         "r.yaml:4: optimizer.policy: there is no policy", "fp32-master"},
+        {"data: d\nsteps: 5\noptimizer:\n  lr: 1\n  policy: fp32-master+m=q9\n",
+         "r.yaml:5: optimizer.policy: there is no m format", "q8"},
+        {"data: d\n\nsteps: 5\norder: suffled\n", "r.yaml:4: order is \"suffled\"", "shuffled"},
+        {"schedule:\n  kind: cosin\n", "r.yaml:2: schedule.kind is \"cosin\"", "cosine"},
+        {"optimizer:\n  decay: matrix\n", "r.yaml:2: optimizer.decay is \"matrix\"", "matrices"},
+        {"loss: cross-entropy\n", "r.yaml:1: loss is \"cross-entropy\"", "cross_entropy"},
+        {"data: d\nsteps: 5\noptimizer: {\n betas: [0.9, 1]}\n", "r.yaml:4: optimizer.betas: beta2", ""},
+        {"data: d\nsteps: 5\noptimizer: {\n eps: 0}\n", "r.yaml:4: optimizer.eps: eps", ""},
+        {"data: d\nsteps: 5\noptimizer: {\n lr: 0}\n", "r.yaml:4: optimizer.lr: a peak learning rate", ""},
+        {"data: d\nsteps: 5\nschedule:\n  kind: wsd\n", "r.yaml:4: schedule.kind: a wsd schedule needs", ""},
+        {"data: d\nsteps: 5\nschedule:\n  kind: wsd\n  wsd_decay: 9\n",
+         "r.yaml:5: schedule.wsd_decay: warm-up and decay overlap", ""},
+        {"data: d\nsteps: 5\nschedule:\n  wsd_decay: 2\n", "r.yaml:4: schedule.wsd_decay: wsd_decay means",
+         ""},
+        {"data: d\nsteps: 5\nschedule:\n  warmup_steps: 9\n", "r.yaml:4: schedule.warmup_steps: the warm-up",
+         ""},
+        {"data: d\nsteps: 100\nschedule:\n  warmup_ratio: 0.5\n  decay_steps: 5\n",
+         "r.yaml:5: schedule.decay_steps: decay_steps", ""},
+        {"data: d\nsteps: 5\nschedule:\n  min_lr: 1\n", "r.yaml:4: schedule.min_lr: min_lr 1 is above", ""},
+        {"data: d\nepochs: 5\nschedule:\n  warmup_ratio: 0\n  min_lr: 1\n", "r.yaml:5: schedule.min_lr is 1",
+         ""},
+        {"data: d\nepochs: 1\n\nsteps: 5\n", "r.yaml:4: epochs and steps are both said", "one of them"},
+        {"data: d\nsteps: 5\nevaluate:\n  every: 3\n", "r.yaml:4: evaluate.every is 3", ""},
+        {"steps: 5\n", "r.yaml: the recipe names no data", "data:"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct recipe r;
+        struct err err;
+        assert_false(parse(&r, cases[i].text, NULL, 0, &err));
+        if (strncmp(err.what, cases[i].what, strlen(cases[i].what)) != 0 || !strstr(err.hint, cases[i].hint))
+            fail_msg("%s: wanted \"%s\" (%s), got \"%s\" (%s)", cases[i].text, cases[i].what, cases[i].hint,
+                     err.what, err.hint);
+    }
+    /* What a flag said is on no line. */
+    const char *const flag[] = {"optimizer.policy=fp32-mastre"};
+    struct recipe r;
+    struct err err;
+    assert_false(parse(&r, contract, flag, 1, &err));
+    assert_memory_equal(err.what, "optimizer.policy: there", 23);
+}
+
+/* A schedule can be looked at before there are data; what is said must be right all the same. */
+static void test_a_part(void **state)
+{
+    (void)state;
+    struct recipe r;
+    struct err err = ERR_INIT;
+    const char *text = "schedule: {kind: linear}\n", *wrong = "epochs: 1\norder: random\n";
+    assert_true(recipe_parse_part(&r, "r.yaml", text, strlen(text), NULL, 0, &err));
+    assert_false(recipe_parse_part(&r, "r.yaml", wrong, strlen(wrong), NULL, 0, &err));
+    assert_non_null(strstr(err.what, "r.yaml:2: order"));
 }
 
 /* A recipe from a socket is checked without the key table's reading. */
@@ -232,7 +293,8 @@ int main(void)
         cmocka_unit_test(test_contract),       cmocka_unit_test(test_defaults_and_names),
         cmocka_unit_test(test_overrides),      cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_check_of_bytes), cmocka_unit_test(test_print_round_trip),
-        cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_paths),          cmocka_unit_test(test_where_it_was_said),
+        cmocka_unit_test(test_a_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
