@@ -16,7 +16,8 @@ enum {
     EXIT_USAGE = 2,   /* also: not built yet */
     EXIT_NO_DAEMON = 3,
     EXIT_TIMED_OUT = 4,
-    EXIT_SHORT = 5 /* the run ended short of its target */
+    EXIT_SHORT = 5,        /* the run ended short of its target */
+    EXIT_INTERRUPTED = 130 /* Ctrl-C while following or waiting: what was watched goes on */
 };
 
 enum output { OUTPUT_TABLE, OUTPUT_JSON, OUTPUT_CSV };

@@ -27,6 +27,11 @@ static bool runs_of(struct call *call, json_t **runs, struct err *err)
         return false;
     call->no_daemon = false;
     *runs = json_from_message(&found->base);
+    for (size_t i = 0; i < found->n_runs;
+         i++) /* without a daemon nothing runs: it was cut off with its own */
+        if (strcmp(found->runs[i]->state, "running") == 0)
+            json_object_set_new(json_array_get(json_object_get(*runs, "runs"), i), "state",
+                                json_string("interrupted"));
     trainerd__runs__free_unpacked(found, NULL);
     return *runs || err_set(err, ERR_MEMORY, "no memory to list runs");
 }
@@ -49,8 +54,28 @@ int cmd_runs(struct call *call)
     return EXIT_DONE;
 }
 
-/* The run that is meant: named, or the latest. *running: whether it is under way. */
-static bool choose_run(struct call *call, char run[LIMIT_NAME_BYTES], bool *running, struct err *err)
+static bool no_such_run(const json_t *list, const char *named, struct err *err)
+{
+    enum { NAMES = 256 }; /* the latest so many */
+    const char *names[NAMES];
+    size_t count = json_array_size(list), first = count > NAMES ? count - NAMES : 0;
+    for (size_t i = first; i < count; i++)
+        names[i - first] = json_string_value(json_object_get(json_array_get(list, i), "run"));
+    if (count == 0) {
+        err_set(err, ERR_NOT_FOUND, named ? "there is no run %.60s, nor any other" : "there is no run yet%s",
+                named ? named : "");
+        return err_hint(err, "trainctl train starts one");
+    }
+    const char *near = err_nearest(named, names, count - first), *latest = names[count - first - 1];
+    err_set(err, ERR_NOT_FOUND, "there is no run %.60s", named);
+    if (near && strcmp(near, latest) != 0)
+        return err_hint(err, "did you mean %s? The latest is %s; trainctl runs lists them", near, latest);
+    return err_hint(err, "the latest is %s; trainctl runs lists them", latest);
+}
+
+/* The run that is meant: named, or the latest; and its state by its records. */
+static bool choose_run(struct call *call, char run[LIMIT_NAME_BYTES], char state[LIMIT_NAME_BYTES],
+                       struct err *err)
 {
     json_t *runs;
     const char *named = call_option(call, "run");
@@ -67,18 +92,32 @@ static bool choose_run(struct call *call, char run[LIMIT_NAME_BYTES], bool *runn
         found = json_array_get(list, count - 1);
     if (found) {
         snprintf(run, LIMIT_NAME_BYTES, "%s", json_string_value(json_object_get(found, "run")));
-        *running = strcmp(json_string_value(json_object_get(found, "state")), "running") == 0;
+        snprintf(state, LIMIT_NAME_BYTES, "%s", json_string_value(json_object_get(found, "state")));
+    } else {
+        no_such_run(list, named, err);
     }
     json_decref(runs);
-    if (found)
-        return true;
-    err_set(err, ERR_NOT_FOUND, named ? "there is no run %s" : "there is no run yet%s", named ? named : "");
-    return err_hint(err, "trainctl runs lists them");
+    return found != NULL;
 }
 
-/* Takes each line of a run's file. false from take ends the reading. */
-static bool each_line(const char *path, bool (*take)(void *context, const char *line, size_t bytes),
-                      void *context, struct err *err)
+/* Whether the daemon has this run under way: what its records say may be older than the daemon's end. */
+static bool is_under_way(struct call *call, const char *run, struct err *err)
+{
+    REQUEST(request, STATUS, StatusRequest, status);
+    json_t *status;
+    if (!call->connected || !call_ask_json(call, &request, &status, err))
+        return false;
+    const char *present = json_string_value(json_object_get(status, "run"));
+    bool same = present && strcmp(present, run) == 0;
+    json_decref(status);
+    return same;
+}
+
+/* The lines of a run's file from byte *from on, which moves behind the last whole one; a file that became
+ * shorter (its run went back to a checkpoint) is read from its start. */
+static bool each_line(const char *path, long *from,
+                      void (*take)(void *context, const char *line, size_t bytes), void *context,
+                      struct err *err)
 {
     FILE *file = fopen(path, "re");
     char *line = NULL;
@@ -88,43 +127,87 @@ static bool each_line(const char *path, bool (*take)(void *context, const char *
         return true;
     if (!file)
         return err_errno(err, "cannot open %s", path);
-    while ((bytes = getline(&line, &room, file)) > 0 && line[bytes - 1] == '\n')
-        if (!take(context, line, (size_t)bytes))
-            break;
+    if (fseek(file, 0, SEEK_END) != 0 || ftell(file) < *from)
+        *from = 0;
+    fseek(file, *from, SEEK_SET);
+    while ((bytes = getline(&line, &room, file)) > 0 && line[bytes - 1] == '\n') {
+        take(context, line, (size_t)bytes);
+        *from = ftell(file);
+    }
     free(line);
     fclose(file);
     return true;
 }
 
-struct steps {
-    json_t *rows;
-    int64_t since;
+/* Rows of a file, collected for one table or value, or shown as they come. */
+struct rows {
+    const struct call *call;
+    const char *run, *glob;
+    const struct column *columns;
+    int column_count;
+    json_t *collected;   /* NULL: shown as they come */
+    int64_t since, last; /* last: the largest step there is; -1: none */
+    bool matched;        /* a tensor's name */
 };
 
-static bool take_step(void *context, const char *line, size_t bytes)
+static void show_row(struct rows *rows, json_t *row)
 {
-    struct steps *steps = context;
-    Trainerd__Step *step = records_step(line, bytes);
-    if (step && step->step >= steps->since)
-        json_array_append_new(steps->rows, json_from_message(&step->base));
-    if (step)
-        trainerd__step__free_unpacked(step, NULL);
-    return true;
+    if (rows->collected) {
+        json_array_append_new(rows->collected, row);
+        return;
+    }
+    output_stream_row(rows->call, rows->columns, rows->column_count, row);
+    json_decref(row);
 }
 
-static int show_steps(struct call *call, const char *folder, const char *run, int64_t since)
+static void take_step(void *context, const char *line, size_t bytes)
 {
-    struct err err = ERR_INIT;
-    struct steps steps = {.rows = json_array(), .since = since};
-    char path[2 * LIMIT_PATH_BYTES];
-    bool csv = call->output == OUTPUT_CSV;
-    bool read = records_path(path, sizeof path, folder, run, "events.jsonl", &err) &&
-                each_line(path, take_step, &steps, &err);
-    if (read)
-        output_rows(call, csv ? step_columns_whole : step_columns,
-                    csv ? step_column_whole_count : step_column_count, steps.rows, steps.rows);
-    json_decref(steps.rows);
-    return read ? EXIT_DONE : call_fail(call, &err);
+    struct rows *rows = context;
+    Trainerd__Step *step = records_step(line, bytes);
+    if (!step)
+        return;
+    rows->last = step->step;
+    if (step->step >= rows->since)
+        show_row(rows, json_from_message(&step->base));
+    trainerd__step__free_unpacked(step, NULL);
+}
+
+/* A line: {"step": k, "tensors": {name: [lost_update_share, stalled_v_share, update_quality]}}. */
+static void take_tensors(void *context, const char *line, size_t bytes)
+{
+    struct rows *rows = context;
+    json_t *value = json_loadb(line, bytes, 0, NULL), *measures;
+    json_t *step = json_object_get(value, "step");
+    const char *name;
+    bool wanted = json_integer_value(step) >= rows->since;
+    if (json_is_integer(step))
+        rows->last = json_integer_value(step);
+    json_object_foreach(json_object_get(value, "tensors"), name, measures)
+    {
+        if (fnmatch(rows->glob, name, 0) != 0)
+            continue;
+        rows->matched = true;
+        if (wanted)
+            show_row(rows,
+                     json_pack("{sO, ss, sO*, sO*, sO*}", "step", step, "tensor", name, "update_quality",
+                               json_array_get(measures, 2), "lost_update_share", json_array_get(measures, 0),
+                               "stalled_v_share", json_array_get(measures, 1)));
+    }
+    json_decref(value);
+}
+
+/* Why there are no rows: nobody should have to guess. false: what was asked for cannot be. */
+static bool explain_nothing(const struct rows *rows, struct err *err)
+{
+    if (rows->last < 0)
+        call_note(rows->call, "%s has made no step yet.", rows->run);
+    else if (rows->since > rows->last)
+        call_note(rows->call, "%s has no step from %lld on: its last is %lld.", rows->run,
+                  (long long)rows->since, (long long)rows->last);
+    if (!rows->glob || rows->last < 0 || rows->matched)
+        return true;
+    err_set(err, ERR_NOT_FOUND, "no tensor of %s matches \"%.60s\"", rows->run, rows->glob);
+    return err_hint(err, "write a name or a quoted pattern, as '*norm*'; trainctl audit lists the tensors");
 }
 
 static const struct column tensor_columns[] = {
@@ -136,82 +219,66 @@ static const struct column tensor_columns[] = {
 };
 enum { TENSOR_COLUMNS = sizeof tensor_columns / sizeof tensor_columns[0] };
 
-struct tensors {
-    const struct call *call;
-    const char *glob;
-    json_t *rows; /* NULL: printed as they come */
-    int64_t since;
-};
-
-/* A line: {"step": k, "tensors": {name: [lost_update_share, stalled_v_share, update_quality]}}. */
-static bool take_tensors(void *context, const char *line, size_t bytes)
+/* The file to its end, and as long as the run is under way again. */
+static bool read_rows(struct call *call, const char *folder, struct rows *rows, bool follow, struct err *err)
 {
-    struct tensors *tensors = context;
-    json_t *value = json_loadb(line, bytes, 0, NULL), *measures;
-    json_t *step = json_object_get(value, "step");
-    const char *name;
-    if (json_integer_value(step) >= tensors->since)
-        json_object_foreach(json_object_get(value, "tensors"), name, measures)
-        {
-            if (fnmatch(tensors->glob, name, 0) != 0)
-                continue;
-            json_t *row =
-                json_pack("{sO, ss, sO*, sO*, sO*}", "step", step, "tensor", name, "update_quality",
-                          json_array_get(measures, 2), "lost_update_share", json_array_get(measures, 0),
-                          "stalled_v_share", json_array_get(measures, 1));
-            if (tensors->rows) {
-                json_array_append_new(tensors->rows, row);
-            } else {
-                output_stream_row(tensors->call, tensor_columns, TENSOR_COLUMNS, row);
-                json_decref(row);
-            }
+    char path[2 * LIMIT_PATH_BYTES];
+    long from = 0;
+    bool more = follow;
+    if (!records_path(path, sizeof path, folder, rows->run, rows->glob ? "tensors.jsonl" : "events.jsonl",
+                      err))
+        return false;
+    do {
+        more = more && is_under_way(call, rows->run, err); /* asked first: then what it wrote last is read */
+        struct err failed = *err;
+        if (!each_line(path, &from, rows->glob ? take_tensors : take_step, rows, &failed) ||
+            failed.code != ERR_OK) {
+            *err = failed;
+            return false;
         }
-    if (!tensors->rows && json_is_integer(step))
-        tensors->since = json_integer_value(step) + 1;
-    json_decref(value);
+        if (rows->last >= 0 && rows->glob && !rows->matched)
+            break; /* no later step will have other tensors */
+        if (more && !follow_interrupted())
+            nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
+    } while (more && !follow_interrupted());
     return true;
 }
 
-static int show_tensors(struct call *call, const char *folder, const char *run, int64_t since, bool follow)
+/* follow: the run is under way, and what comes is shown as it comes. */
+static int show_rows(struct call *call, const char *folder, struct rows *rows, bool streams, bool follow)
 {
     struct err err = ERR_INIT;
-    struct tensors tensors = {.call = call,
-                              .glob = call_option(call, "tensor"),
-                              .rows = follow ? NULL : json_array(),
-                              .since = since};
-    char path[2 * LIMIT_PATH_BYTES], chosen[LIMIT_NAME_BYTES];
-    bool running = follow, read = records_path(path, sizeof path, folder, run, "tensors.jsonl", &err);
-    if (follow) {
-        follow_catch_interrupt();
-        output_stream_header(call, tensor_columns, TENSOR_COLUMNS);
-    }
-    /* The file is read again from its start: names repeat, steps are few, and only new ones are shown. */
-    do {
-        read = read && (!follow || choose_run(call, chosen, &running, &err)) &&
-               each_line(path, take_tensors, &tensors, &err);
-        running = running && (!follow || strcmp(chosen, run) == 0 || call_option(call, "run"));
-        if (read && running)
-            nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
-    } while (read && running && !follow_interrupted());
-    if (read && tensors.rows)
-        output_rows(call, tensor_columns, TENSOR_COLUMNS, tensors.rows, tensors.rows);
-    json_decref(tensors.rows);
-    return read ? EXIT_DONE : call_fail(call, &err);
+    rows->collected = streams ? NULL : json_array();
+    if (follow)
+        follow_catch_one_interrupt();
+    if (streams)
+        output_stream_header(call, rows->columns, rows->column_count);
+    bool read = read_rows(call, folder, rows, follow, &err) && explain_nothing(rows, &err);
+    if (read && rows->collected)
+        output_rows(call, rows->columns, rows->column_count, rows->collected, rows->collected);
+    json_decref(rows->collected);
+    if (!read)
+        return call_fail(call, &err);
+    return follow_interrupted() ? follow_left(call, rows->run) : EXIT_DONE;
 }
 
 int cmd_metrics(struct call *call)
 {
-    struct err err = ERR_INIT;
-    char run[LIMIT_NAME_BYTES], folder[LIMIT_PATH_BYTES];
-    int64_t since = 0;
-    bool running = false, follow = call_option(call, "follow") != NULL;
-    if (!call_integer(call, "since", 0, INT64_MAX, &since, &err) || !choose_run(call, run, &running, &err) ||
-        !call_state_folder(call, folder, &err))
+    struct err err = ERR_INIT, none = ERR_INIT;
+    char run[LIMIT_NAME_BYTES], state[LIMIT_NAME_BYTES], folder[LIMIT_PATH_BYTES];
+    bool whole = call->output != OUTPUT_TABLE, streams = call_option(call, "follow") != NULL;
+    struct rows rows = {.call = call, .run = run, .glob = call_option(call, "tensor"), .last = -1};
+    rows.columns = rows.glob ? tensor_columns : whole ? step_columns_whole : step_columns;
+    rows.column_count = rows.glob ? TENSOR_COLUMNS : whole ? step_column_whole_count : step_column_count;
+    if (!call_integer(call, "since", 0, INT64_MAX, &rows.since, &err) ||
+        !choose_run(call, run, state, &err) || !call_state_folder(call, folder, &err))
         return call_fail(call, &err);
     call->no_daemon = false;
-    if (call_option(call, "tensor"))
-        return show_tensors(call, folder, run, since, follow && running);
-    if (follow && running && call->connected)
-        return follow_run(call, run, since, false);
-    return show_steps(call, folder, run, since);
+    bool follow = streams && is_under_way(call, run, &none);
+    call->no_daemon = false;
+    if (streams && !follow)
+        call_note(call, "%s is not under way (%s): this is all there is of it.", run, state);
+    if (follow && !rows.glob)
+        return follow_run(call, run, rows.since, false);
+    return show_rows(call, folder, &rows, streams, follow);
 }

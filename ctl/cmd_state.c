@@ -1,5 +1,6 @@
 /* status, wait, pause, resume, stop, shutdown. */
 #include "commands.h"
+#include "follow.h"
 #include "help.h"
 #include "output.h"
 #include "records.h"
@@ -146,10 +147,12 @@ int cmd_status(struct call *call)
     return EXIT_DONE;
 }
 
+/* Neither state nor step: until nothing is under way. */
 struct goal {
-    const char *state; /* NULL: any */
-    int64_t step;      /* -1: none */
-    double deadline_s; /* 0: none */
+    const char *state;           /* NULL: any */
+    int64_t step;                /* -1: none */
+    double deadline_s;           /* 0: none */
+    char seen[LIMIT_NAME_BYTES]; /* the run that was under way while this waited; "": none */
 };
 
 static double now_s(void)
@@ -164,9 +167,10 @@ static bool out_of_time(const struct call *call, const struct goal *goal, struct
     if (goal->deadline_s <= 0 || now_s() < goal->deadline_s)
         return false;
     err_set(err, ERR_TIMEOUT, "%s was not reached within %g s",
-            goal->step >= 0 ? "the step"
-            : goal->state   ? goal->state
-                            : "a daemon",
+            goal->step >= 0   ? "the step"
+            : goal->state     ? goal->state
+            : call->connected ? "a state in which nothing is under way"
+                              : "a daemon",
             call->timeout_s);
     return !err_hint(err, "trainctl status shows what the daemon does");
 }
@@ -196,23 +200,50 @@ static int judge_ended(const struct goal *goal, const json_t *status, struct err
     return reached ? EXIT_DONE : EXIT_SHORT;
 }
 
+static int judge_failed(const json_t *status, struct err *err)
+{
+    err_set(err, ERR_RUN, "the run failed at step %lld", integer_at(status, "step"));
+    err_why(err, "%s", text_at(status, "failure"));
+    return EXIT_SHORT;
+}
+
+/* Nothing is under way any more: a run that was, while this waited, must have reached its end. */
+static int judge_rest(const struct goal *goal, const json_t *status, struct err *err)
+{
+    Trainerd__Runs *runs = NULL;
+    struct err none = ERR_INIT;
+    if (strcmp(text_at(status, "state"), "failed") == 0)
+        return judge_failed(status, err);
+    if (!goal->seen[0] || strcmp(text_at(status, "state"), "paused") == 0 ||
+        !records_runs(&runs, text_at(status, "state_dir"), &none))
+        return EXIT_DONE;
+    int code = EXIT_DONE;
+    for (size_t i = 0; i < runs->n_runs; i++)
+        if (strcmp(runs->runs[i]->run, goal->seen) == 0 && strcmp(runs->runs[i]->state, "done") != 0) {
+            err_set(err, ERR_RUN, "%s ended at step %lld of %lld (%s)", goal->seen,
+                    (long long)runs->runs[i]->step, (long long)runs->runs[i]->steps, runs->runs[i]->state);
+            code = EXIT_SHORT;
+        }
+    trainerd__runs__free_unpacked(runs, NULL);
+    return code;
+}
+
 /* EXIT_DONE, EXIT_SHORT, or -1: not yet. */
-static int judge(const struct goal *goal, const json_t *status, struct err *err)
+static int judge(struct goal *goal, const json_t *status, struct err *err)
 {
     const char *state = text_at(status, "state");
     if (goal->state && strcmp(state, goal->state) == 0)
         return EXIT_DONE;
     if (goal->step >= 0 && integer_at(status, "step") >= goal->step && text_at(status, "run")[0])
         return EXIT_DONE;
+    if (strcmp(state, "running") == 0)
+        snprintf(goal->seen, sizeof goal->seen, "%s", text_at(status, "run"));
     if (!goal->state && goal->step < 0)
-        return EXIT_DONE;
+        return rests(state) || strcmp(state, "paused") == 0 ? judge_rest(goal, status, err) : -1;
     if (goal->step >= 0 && rests(state))
         return judge_ended(goal, status, err);
-    if (goal->state && strcmp(goal->state, "idle") == 0 && strcmp(state, "failed") == 0) {
-        err_set(err, ERR_RUN, "the run failed at step %lld", integer_at(status, "step"));
-        err_why(err, "%s", text_at(status, "failure"));
-        return EXIT_SHORT;
-    }
+    if (goal->state && strcmp(goal->state, "idle") == 0 && strcmp(state, "failed") == 0)
+        return judge_failed(status, err);
     return -1;
 }
 
@@ -232,7 +263,7 @@ static bool reach(struct call *call, const struct goal *goal, json_t **status, s
             client_close(&call->client);
             call->connected = false;
         }
-        if (out_of_time(call, goal, err))
+        if (out_of_time(call, goal, err) || follow_interrupted())
             return false;
         nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
     }
@@ -254,7 +285,7 @@ static bool subscribe(struct call *call, struct err *err)
 static bool await_change(struct call *call, const struct goal *goal, struct err *err)
 {
     double until = now_s() + 1;
-    while (now_s() < until) {
+    while (now_s() < until && !follow_interrupted()) {
         Trainerd__Event *event;
         if (!client_event(&call->client, until - now_s(), &event, err)) {
             call->no_daemon = true;
@@ -272,13 +303,28 @@ static bool await_change(struct call *call, const struct goal *goal, struct err 
     return true;
 }
 
-static int wait_for(struct call *call, const struct goal *goal, struct err *err)
+/* "paused, run-0001 at step 12 of 100" */
+static void say_reached(const struct call *call, const json_t *status)
+{
+    const char *run = text_at(status, "run");
+    if (call->output == OUTPUT_JSON)
+        output_json(status);
+    else if (run[0])
+        call_note(call, "%s, %s at step %lld of %lld", text_at(status, "state"), run,
+                  integer_at(status, "step"), integer_at(status, "steps"));
+    else
+        call_note(call, "%s", text_at(status, "state"));
+}
+
+static int wait_for(struct call *call, struct goal *goal, struct err *err)
 {
     bool subscribed = false;
+    char run[LIMIT_NAME_BYTES] = "";
     for (;;) {
         json_t *status;
         if (!reach(call, goal, &status, err))
-            return call_fail(call, err);
+            return err->code == ERR_OK ? follow_left(call, run) : call_fail(call, err);
+        snprintf(run, sizeof run, "%s", text_at(status, "run"));
         if (!subscribed) { /* then the status once more: what happened in between is not missed */
             json_decref(status);
             if (!subscribe(call, err))
@@ -287,16 +333,15 @@ static int wait_for(struct call *call, const struct goal *goal, struct err *err)
             continue;
         }
         int code = judge(goal, status, err);
-        if (code == EXIT_DONE && call->output == OUTPUT_JSON)
-            output_json(status);
-        else if (code == EXIT_DONE)
-            call_note(call, "%s%s%s", text_at(status, "state"), text_at(status, "run")[0] ? ", " : "",
-                      text_at(status, "run"));
+        if (code == EXIT_DONE)
+            say_reached(call, status);
         json_decref(status);
         if (code == EXIT_SHORT)
             call_fail(call, err);
         if (code >= 0)
             return code;
+        if (follow_interrupted())
+            return follow_left(call, run);
         if (out_of_time(call, goal, err) || !await_change(call, goal, err))
             return call_fail(call, err);
     }
@@ -323,6 +368,7 @@ int cmd_wait(struct call *call)
         return call_fail(call, &err);
     if (call->timeout_s > 0)
         goal.deadline_s = now_s() + call->timeout_s;
+    follow_catch_one_interrupt();
     return wait_for(call, &goal, &err);
 }
 

@@ -95,6 +95,8 @@ int cmd_train(struct call *call)
         request_body.keep_moments = call_option(call, "keep-moments") != NULL;
         request_body.yes = call_option(call, "yes") != NULL;
         note_policy(call, recipe.optimizer.policy, recipe.optimizer.betas[1]);
+        if (call_option(call, "follow"))
+            follow_catch_one_interrupt(); /* from here on Ctrl-C leaves a run behind */
         good = call_ask_json(call, &request, &trained, &err);
     }
     free(text);

@@ -16,7 +16,8 @@ const struct command commands[] = {
     {"status", "", 0, 0, "what the daemon is doing", .run = cmd_status},
     {"top", "", 0, 0, "a live screen", .run = NULL},
     {"wait", "", 0, 0, "block until a step or a state, connecting first if need be", .run = cmd_wait,
-     .more = "Without options it waits until the daemon answers. Exit 5 when the run ends before the step, or fails.",
+     .more = "Without options it waits until nothing is under way: no loading, no saving, and no run but a paused one.\n"
+             "Exit 5 when the run ends before the step or short of its end, or fails; 130 after Ctrl-C.",
      .options = {{"step", "N", "until the run has finished N updates"},
                  {"state", "S", "until the state is S: empty, idle, running, paused, busy, failed or stopping"}}},
 

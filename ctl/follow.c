@@ -56,11 +56,25 @@ const struct column step_columns_whole[] = {
 };
 const int step_column_whole_count = sizeof step_columns_whole / sizeof step_columns_whole[0];
 
-static volatile sig_atomic_t interrupts;
+static volatile sig_atomic_t interrupts, dies_of_second;
+static struct timespec first; /* interrupt */
+
+/* timeout(1) sends each signal twice, to the process and to its group: what comes at once is the same one. */
+static bool is_another(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - first.tv_sec) + 1e-9 * (double)(now.tv_nsec - first.tv_nsec) > 0.3;
+}
 
 static void when_interrupted(int number)
 {
-    (void)number;
+    if (interrupts == 0)
+        clock_gettime(CLOCK_MONOTONIC, &first);
+    else if (dies_of_second && is_another()) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
     interrupts = interrupts + 1;
 }
 
@@ -69,6 +83,23 @@ void follow_catch_interrupt(void)
     struct sigaction action = {.sa_handler = when_interrupted}; /* no SA_RESTART: poll is to return */
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
+}
+
+void follow_catch_one_interrupt(void)
+{
+    dies_of_second = true;
+    follow_catch_interrupt();
+}
+
+int follow_left(const struct call *call, const char *run)
+{
+    if (run[0])
+        call_note(call, "%s goes on. trainctl metrics --follow shows it, trainctl stop ends it.", run);
+    else if (call->connected)
+        call_note(call, "The daemon goes on; trainctl status shows what it does.");
+    else
+        call_note(call, "There was no daemon yet.");
+    return EXIT_INTERRUPTED;
 }
 
 bool follow_interrupted(void)
@@ -163,6 +194,9 @@ static void on_event(struct follow *f, const Trainerd__Event *event)
         break;
     case TRAINERD__EVENT__BODY_STATE:
         f->ended = strcmp(event->state->state, "idle") == 0 || strcmp(event->state->state, "failed") == 0;
+        clear_bar(f);
+        if (!f->ended && event->state->text[0])
+            call_note(f->call, "step %lld: %s", (long long)event->state->step, event->state->text);
         break;
     case TRAINERD__EVENT__BODY_DROPPED:
         clear_bar(f);
@@ -244,7 +278,7 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
     struct follow f = {.call = call, .run = run, .bar = bar, .terminal = isatty(STDERR_FILENO) == 1};
     struct err err = ERR_INIT;
     bool whole = call->output != OUTPUT_TABLE;
-    follow_catch_interrupt();
+    follow_catch_one_interrupt();
     if (!begin(&f, since, &err))
         return call_fail(call, &err);
     if (!bar || whole)
@@ -270,9 +304,5 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
     }
     if (f.drawn)
         fputc('\n', stderr);
-    if (!f.ended) {
-        fprintf(stderr, "%s goes on. trainctl metrics --follow shows it, trainctl stop ends it.\n", run);
-        return EXIT_DONE;
-    }
-    return verdict(&f);
+    return f.ended ? verdict(&f) : follow_left(call, run);
 }

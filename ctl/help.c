@@ -55,7 +55,7 @@ void help_all(FILE *out, const char *group)
         "  --timeout S           give up after so many seconds (exit 4)\n"
         "  --help, --version\n\n"
         "Exit: 0 done, 1 refused or failed, 2 wrong usage or not built yet, 3 no daemon there, 4 timed out,\n"
-        "5 the run ended short of its target. trainctl COMMAND --help says more.\n");
+        "5 the run ended short of its target, 130 left by Ctrl-C. trainctl COMMAND --help says more.\n");
 }
 
 static void key_lines(FILE *out, enum keys_of keys)

@@ -22,6 +22,38 @@ bool records_path(char *path, size_t path_bytes, const char *state_dir, const ch
     return true;
 }
 
+/* A run that did not end by itself wrote run.json when it began: how far it came is in its last event. */
+static void read_last_step(Trainerd__Run *run, const char *state_dir, const char *name)
+{
+    enum { TAIL = 16 << 10 };
+    struct err err = ERR_INIT;
+    char path[4096], tail[TAIL];
+    FILE *file =
+        records_path(path, sizeof path, state_dir, name, "events.jsonl", &err) ? fopen(path, "re") : NULL;
+    if (!file)
+        return;
+    long end = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : 0;
+    fseek(file, end > TAIL ? end - TAIL : 0, SEEK_SET);
+    size_t count = fread(tail, 1, sizeof tail, file);
+    fclose(file);
+    Trainerd__Step *step = NULL;
+    while (count > 0 && !step) { /* from the last line end backwards */
+        const char *line_end = memrchr(tail, '\n', count);
+        if (!line_end)
+            break;
+        count = (size_t)(line_end - tail);
+        const char *before = memrchr(tail, '\n', count);
+        const char *line = before ? before + 1 : tail;
+        step = records_step(line, (size_t)(line_end - line));
+    }
+    if (step && step->step >= run->step) {
+        run->step = step->step;
+        run->loss = step->loss;
+    }
+    if (step)
+        trainerd__step__free_unpacked(step, NULL);
+}
+
 static Trainerd__Run *read_run(const char *state_dir, const char *name)
 {
     struct err err = ERR_INIT;
@@ -40,6 +72,8 @@ static Trainerd__Run *read_run(const char *state_dir, const char *name)
         if (copy)
             run->run = copy;
     }
+    if (run && (strcmp(run->state, "running") == 0 || strcmp(run->state, "interrupted") == 0))
+        read_last_step(run, state_dir, name);
     return run;
 }
 

@@ -80,6 +80,8 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
             return err_errno(err, "cannot open the journal %s", path);
         runlog_settle(options->state_dir);
     }
+    engine->starting = true; /* a state that lasts is shown from the loop on, not before */
+    engine_publish(engine);
     return true;
 }
 
@@ -157,6 +159,7 @@ int engine_loop(struct engine *engine, bool exit_when_idle)
 {
     struct command command;
     engine_publish_audit(engine);
+    engine->starting = false;
     engine_say_state(engine, "ready");
     while (engine->state != STATE_STOPPING) {
         if (exit_when_idle && engine->state != STATE_RUNNING && engine->state != STATE_PAUSED)

@@ -84,6 +84,7 @@ struct engine {
     enum engine_state state;
     char failure[3 * ERR_TEXT_BYTES];
     char activity[LIMIT_NAME_BYTES];
+    bool starting; /* until the loop begins: what the options ask for is being done, and status says busy */
     bool has_body, has_run;
     struct body body;
     char model_source[LIMIT_PATH_BYTES]; /* the folder it came from, whose other files export carries over */

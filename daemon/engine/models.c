@@ -28,16 +28,19 @@ bool handle_init(struct engine *engine, const struct command *command, struct co
     struct body body;
     uint64_t seed = command->u.model.has_seed ? command->u.model.seed : engine->options.seed;
     err_keeps(model_config_load(&config, command->u.model.path, err));
-    if (!comm_agree(engine->comm, err) ||
-        !body_make(engine, &body, &config, &engine->options.policy, seed, err))
-        return false;
-    if (!body_init_weights(engine, &body, err)) {
+    engine_activity(engine, "making weights for %s", command->u.model.path);
+    bool made = comm_agree(engine->comm, err) &&
+                body_make(engine, &body, &config, &engine->options.policy, seed, err);
+    if (made && !body_init_weights(engine, &body, err)) {
         body_done(&body);
-        return false;
+        made = false;
     }
-    finish_model(engine, &body, "", result);
-    snprintf(result->path, sizeof result->path, "%s", command->u.model.path);
-    return true;
+    if (made)
+        finish_model(engine, &body, "", result);
+    engine_activity(engine, "%s", "");
+    if (made)
+        snprintf(result->path, sizeof result->path, "%s", command->u.model.path);
+    return made;
 }
 
 /* Where a piece of a hub tensor goes: the segment that is being filled. */
@@ -94,7 +97,7 @@ bool handle_load(struct engine *engine, const struct command *command, struct co
     const char *folder = command->u.model.path;
     struct hub hub = {0};
     struct body body = {0};
-    engine_activity(engine, "loading %s", folder);
+    engine_activity(engine, "loading model %s", folder);
     if (hub_open(&hub, folder, err))
         err_keeps(hub_check_tied(&hub, engine->comm->rank, engine->comm->ranks, err));
     bool loaded = comm_agree(engine->comm, err) &&
@@ -104,9 +107,9 @@ bool handle_load(struct engine *engine, const struct command *command, struct co
         loaded = false;
     }
     hub_close(&hub);
-    engine_activity(engine, "%s", "");
     if (loaded)
         finish_model(engine, &body, folder, result);
+    engine_activity(engine, "%s", "");
     return loaded;
 }
 

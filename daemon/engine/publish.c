@@ -64,8 +64,10 @@ void engine_publish(struct engine *engine)
     if (!s)
         return; /* the one before stands */
     const struct engine_options *o = &engine->options;
-    s->state = engine->activity[0] ? STATE_BUSY : engine->state;
-    snprintf(s->activity, sizeof s->activity, "%s", engine->activity);
+    bool busy = engine->activity[0] || engine->starting;
+    s->state = busy ? STATE_BUSY : engine->state;
+    snprintf(s->activity, sizeof s->activity, "%s",
+             busy && !engine->activity[0] ? "starting" : engine->activity);
     snprintf(s->failure, sizeof s->failure, "%s", engine->failure);
     layout_print(&o->layout, s->layout, sizeof s->layout);
     s->ranks = engine->comm->ranks;

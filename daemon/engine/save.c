@@ -209,18 +209,15 @@ static bool fit_shard(struct engine *engine, struct body *body, int64_t groups, 
     return true;
 }
 
-bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy_text,
-                            struct command_result *result, struct err *err)
+static bool load(struct engine *engine, const char *name, const char *policy_text,
+                 struct command_result *result, struct err *err)
 {
     struct body body = {0};
     struct state_read state = {0};
     struct policy policy;
     if (policy_text[0] && !policy_parse(&policy, policy_text, NULL, err))
         return false;
-    engine_activity(engine, "loading %s", name);
-    bool loaded = read_checkpoint(engine, name, &body, &state, err);
-    engine_activity(engine, "%s", "");
-    if (!loaded)
+    if (!read_checkpoint(engine, name, &body, &state, err))
         return false;
     body.optimizer.t = state.t;
     body.optimizer.total_steps = state.total_steps;
@@ -257,4 +254,13 @@ bool engine_load_checkpoint(struct engine *engine, const char *name, const char 
     if (engine->has_run && engine->comm->rank == 0 && !runlog_reopen(engine, &engine->run, &log))
         log_err("save", &log);
     return !policy_text[0] || swap_policy(engine, &policy, false, result, err);
+}
+
+bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy_text,
+                            struct command_result *result, struct err *err)
+{
+    engine_activity(engine, "loading checkpoint %s", name);
+    bool loaded = load(engine, name, policy_text, result, err);
+    engine_activity(engine, "%s", ""); /* only now: until then the state before is not what is shown */
+    return loaded;
 }

@@ -81,6 +81,8 @@ static void merge_losses(struct engine *engine, struct optimizer_loss losses[STA
 void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss losses[STATE_PART_COUNT])
 {
     struct body *body = &engine->body;
+    if (swap->converts)
+        engine_activity(engine, "converting to %s", swap->policy.name);
     optimizer_convert_commit(&body->optimizer, &swap->conversion, losses);
     merge_losses(engine, losses);
     if (swap->reshards) {
@@ -96,8 +98,10 @@ void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss
         engine->run.workspace = swap->workspace;
         engine->run.evaluation_workspace = swap->evaluation_workspace;
     }
-    if (swap->converts)
+    if (swap->converts) {
         engine->weight_version++;
+        engine_activity(engine, "%s", "");
+    }
     *swap = (struct swap){0};
 }
 

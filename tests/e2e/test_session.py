@@ -88,8 +88,41 @@ def test_wait(world):
     world.dataset()
     world.start(1)
     world.ctl("--timeout", "2", "wait", "--state", "running", code=4)
-    world.ctl("train", world.recipe())
-    world.ctl("wait", "--state", "idle", timeout=60)
+    world.ctl("wait")  # idle: nothing is under way
+    run = world.json("train", world.recipe())["run"]
+    status = world.json("wait", timeout=60)
+    need(status["state"] == "idle", f"wait returned while {status['state']}")
+    need([row["state"] for row in world.json("runs")["runs"] if row["run"] == run] == ["done"], "wait returned before the end")
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("--timeout", "0.5", "wait", code=4)
+    world.ctl("pause")
+    need(world.json("wait")["state"] == "paused", "a paused run is not under way")
+    world.ctl("stop")
+
+
+@bounded(120)
+def test_waiting_for_a_start(world):
+    """While the newest checkpoint is being loaded the daemon is busy, never empty, and wait waits for it."""
+    world.dataset()
+    world.config(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, head_dim=64)
+    daemon = world.start(2, "--init", world.path("model", "config.json"), init=False)
+    world.ctl("checkpoint", "save", "whole")
+    world.ctl("shutdown")
+    daemon.wait_end(30)
+    again = world.start(2, init=False, wait=False)
+    status = world.json("wait", daemon=again)
+    need(status["state"] == "idle" and status["parameters"] > 0, f"wait returned while {status['state']}: {status['activity']}")
+    again.wait_ready()
+    world.ctl("shutdown")
+    again.wait_end(30)
+    third, seen = world.start(2, init=False, wait=False), set()
+    while "idle" not in seen:
+        result = world.ctl("status", json_out=True, code=None, daemon=third)
+        if result.code == 0:
+            seen.add(result.json()["state"])
+        need(result.code in (0, 1, 3), f"status ended with {result.code}")
+    need(seen <= {"busy", "idle"}, f"states while it starts: {seen}")
+    need("busy" in seen, "the load was too quick to be seen")
 
 
 @bounded(120)

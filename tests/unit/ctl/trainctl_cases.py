@@ -80,7 +80,7 @@ WITH_DAEMON = [
     (["wait", "--state", "idle"], 0, [], []),
     (["schedule"], 1, [], ["no run"]),
     (["set-schedule", "--min-lr", "1e-6"], 1, [], ["idle"]),
-    (["metrics", "--run", "none"], 1, [], ["trainctl runs"]),
+    (["metrics", "--run", "none"], 1, [], ["nor any other", "trainctl train"]),
 ]
 
 
@@ -161,9 +161,74 @@ def story_of_following():
     until_running()
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=30)
-    check(child.returncode == 0 and "goes on" in err, f"Ctrl-C: {child.returncode} {err}")
+    check(child.returncode == 130 and "goes on" in err, f"Ctrl-C: {child.returncode} {err}")
     check(ask("status")["state"] == "running", "Ctrl-C left the run going")
+    for words in (["wait"], ["wait", "--step", "100000"], ["wait", "--state", "failed"], ["metrics", "--follow"]):
+        interrupted(words)
+    child = subprocess.Popen([TRAINCTL, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_connected()
+    check(child.poll() is None, "wait returns while a run is under way")
     ask("stop")
+    _, err = child.communicate(timeout=30)
+    check(child.returncode == 5 and "stopped" in err, f"wait for a run that was stopped: {child.returncode} {err}")
+
+
+def until_connected(clients=2):
+    """Two: the one that waits, and the one that asks for the status."""
+    for _ in range(1000):
+        if ask("status")["clients"] >= clients:
+            return
+        time.sleep(0.01)
+    check(False, "the client does not connect")
+
+
+def interrupted(words):
+    """Ctrl-C leaves quietly: one line that says what goes on, 130."""
+    child = subprocess.Popen([TRAINCTL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until_connected()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    check(child.returncode == 130 and "goes on" in err and err.count("\n") == 1, f"Ctrl-C in {words}: {child.returncode} {err}")
+
+
+def story_of_metrics(name):
+    """What matches nothing says so; a run that is over is not followed for ever."""
+    code, out, err = run("-o", "json", "metrics", "--run", name, "--since", "1000")
+    check(code == 0 and json.loads(out) == [] and "its last is 40" in err, f"--since beyond the end: {code} {out} {err}")
+    code, out, err = run("-o", "json", "metrics", "--run", name, "--follow")
+    check(code == 0 and len(out.splitlines()) == 40 and "not under way" in err, f"--follow of a run that is over: {code} {err}")
+    code, _, err = run("metrics", "--run", name + "x")
+    check(code == 1 and f"did you mean {name}?" in err, f"a run's nearest name: {code} {err}")
+    code, _, err = run("metrics", "--run", "nothing-like-it")
+    check(code == 1 and "the latest is run-" in err, f"no such run: {code} {err}")
+    folder = os.path.join("trainerd", "runs", name)
+    with open(os.path.join(folder, "tensors.jsonl"), "w", encoding="utf-8") as lines:
+        for step in range(1, 4):
+            lines.write(json.dumps({"step": step, "tensors": {"a.norm": [0, 0, 1], "b.weight": [0.5, 0.25, 0.75]}}) + "\n")
+    rows = ask("metrics", "--run", name, "--tensor", "*norm", "--since", "2")
+    check([(r["step"], r["tensor"]) for r in rows] == [(2, "a.norm"), (3, "a.norm")], f"--tensor: {rows}")
+    code, out, err = run("metrics", "--run", name, "--tensor", "zzz")
+    check(code == 1 and not out and "no tensor" in err, f"a glob without a match: {code} {out} {err}")
+    code, out, _ = run("-o", "json", "metrics", "--run", name, "--tensor", "*", "--follow")
+    check(code == 0 and len(out.splitlines()) == 6, f"--tensor --follow of a run that is over: {code} {out}")
+
+
+def story_of_a_run_cut_off():
+    """Its events stand; following it ends; it is not called running by those who find no daemon."""
+    folder = os.path.join("trainerd", "runs", "run-9")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "run.json"), "w", encoding="utf-8") as text:
+        json.dump({"run": "run-9", "state": "running", "step": 0, "steps": 50, "started": "2027-01-01T00:00:00Z"}, text)
+    with open(os.path.join(folder, "events.jsonl"), "w", encoding="utf-8") as lines:
+        for step in range(1, 6):
+            lines.write(json.dumps({"run": "run-9", "step": step, "loss": 1 / step, "lr": 1e-3}) + "\n")
+        lines.write('{"run": "run-9", "st')
+    last = ask("runs")["runs"][-1]
+    check(last["state"] == "interrupted" and last["step"] == 5 and last["loss"] == 0.2, f"a run cut off: {last}")
+    check([s["step"] for s in ask("metrics", "--run", "run-9")] == [1, 2, 3, 4, 5], "its events")
+    for words in (["metrics", "--follow"], ["metrics", "--follow", "--tensor", "*"]):
+        code, _, err = run(*words)
+        check(code == 0 and "not under way" in err, f"{words} of a run cut off: {code} {err}")
 
 
 def start_daemon(folder):
@@ -184,11 +249,13 @@ def main():
         check_rows(WITH_DAEMON)
         name = story_of_a_run(folder)
         story_of_following()
+        story_of_metrics(name)
         ask("shutdown")
         check(daemon.wait(20) == 0, "shutdown ends the daemon")
         check(run("status")[0] == 3, "and then there is none")
         check(len(ask("metrics", "--run", name)) == 40, "metrics outlive the daemon")
         check(len(ask("runs")["runs"]) == 4, "runs outlive the daemon")
+        story_of_a_run_cut_off()
     print(f"trainctl: {'all' if not failures else failures} cases {'passed' if not failures else 'FAILED'}")
     return 1 if failures else 0
 

@@ -43,6 +43,31 @@ static void test_runs_oldest_first_and_damaged_ones_left_out(void **state)
     trainerd__runs__free_unpacked(runs, NULL);
 }
 
+/* run.json of a run that was cut off is from its start: its last whole event tells how far it came. */
+static void test_how_far_a_run_came(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+    Trainerd__Runs *runs;
+    char path[256];
+    FILE *file;
+    write_run("z",
+              "{\"run\":\"z\",\"state\":\"interrupted\",\"started\":\"2026-02-01T00:00:00Z\",\"step\":0}");
+    snprintf(path, sizeof path, "%s/runs/z/events.jsonl", folder);
+    file = fopen(path, "we");
+    assert_non_null(file);
+    for (int k = 1; k <= 1000; k++) /* longer than what is looked through */
+        fprintf(file, "{\"event\":\"step\",\"step\":%d,\"loss\":%g,\"lr\":0.001}\n", k, 2.0 / k);
+    fprintf(file, "{\"event\":\"evaluation\",\"step\":1000,\"loss\":9}\n{\"event\":\"step\",\"st");
+    fclose(file);
+    check_ok(records_runs(&runs, folder, &err), &err);
+    const Trainerd__Run *last = runs->runs[runs->n_runs - 1];
+    assert_string_equal(last->run, "z");
+    assert_int_equal(last->step, 1000);
+    check_close(last->loss, 0.002, 0, 0);
+    trainerd__runs__free_unpacked(runs, NULL);
+}
+
 static void test_names_cannot_leave_the_folder(void **state)
 {
     (void)state;
@@ -75,6 +100,7 @@ int main(void)
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_runs_oldest_first_and_damaged_ones_left_out),
+        cmocka_unit_test(test_how_far_a_run_came),
         cmocka_unit_test(test_names_cannot_leave_the_folder),
         cmocka_unit_test(test_lines),
     };
