@@ -4,6 +4,8 @@
 #include "file.h"
 #include "handlers.h"
 #include "host.h"
+#include "kin.h"
+#include "last_words.h"
 #include "log.h"
 #include "options.h"
 #include "statedir.h"
@@ -61,6 +63,26 @@ static bool open_state(struct daemon *d, struct err *err)
     else
         err_keeps(file_join(o->checkpoint_dir, sizeof o->checkpoint_dir, o->state_dir, "checkpoints", err));
     return comm_agree(&d->comm, err);
+}
+
+/* The ranks of a host get to know each other, so that the death of one is said by the others. Where they
+ * cannot see each other the launcher's word has to do, so it is no reason to end. */
+static void meet_kin(struct daemon *d)
+{
+    struct kin_card mine = kin_card_make(d->comm.rank, d->comm.home);
+    struct kin_card *cards = malloc(sizeof mine * (size_t)d->comm.ranks);
+    struct err why = ERR_INIT;
+    char line[3 * ERR_TEXT_BYTES + 8];
+    INVARIANT(cards != NULL);
+    last_words_set_rank(d->comm.rank, d->comm.host);
+    comm_all_gather_host(&d->comm, cards, &mine, sizeof mine);
+    err_keeps(kin_meet(cards, d->comm.ranks, d->comm.rank, &why));
+    free(cards);
+    if (!comm_agree(&d->comm, &why)) { /* all see each other, or none looks */
+        kin_part();
+        log_info("main", "the launcher alone will name a rank that dies: %s",
+                 err_line(&why, line, sizeof line));
+    }
 }
 
 /* The rate of this host's own large product, measured by `trainctl doctor`; 0 where it never was. */
@@ -186,6 +208,7 @@ static int serve(struct daemon *d, struct err *err)
 static int run_daemon(struct daemon *d, struct err err)
 {
     int status = EXIT_REFUSED;
+    meet_kin(d);
     if (!comm_agree(&d->comm, &err) || !open_state(d, &err))
         goto refused;
     if (settle_options(d, &err) && open_device(d, &err))
@@ -202,6 +225,7 @@ static int run_daemon(struct daemon *d, struct err err)
     engine_done(&d->engine);
     control_stop(d->control);
     watch_stop();
+    kin_part(); /* nobody's process ends before MPI_Finalize, in which all ranks meet */
     device_close(&d->device);
     statedir_close(&d->statedir);
     log_close();
@@ -213,6 +237,7 @@ refused:
     status = exit_status(&err);
     control_stop(d->control);
     watch_stop();
+    kin_part(); /* nobody's process ends before MPI_Finalize, in which all ranks meet */
     statedir_close(&d->statedir);
     return status;
 }
@@ -243,6 +268,7 @@ int main(int argc, char **argv)
         return 0;
     err_keeps(options_read(&daemon.options, argc, argv, &err));
     daemon.cores = host_take_cores(daemon.options.bind == 1, argv);
+    last_words_install();
     struct err mpi = ERR_INIT;
     if (!comm_init(&daemon.comm, &argc, &argv, &mpi)) {
         report(&mpi);

@@ -1,5 +1,6 @@
 #include "host.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>
@@ -105,6 +106,22 @@ bool host_memory_fits(int64_t bytes, int local_ranks, const char *what, struct e
     return err_hint(
         err,
         "use more ranks or hosts, a policy with fewer bytes, a smaller micro-batch, or --recompute block");
+}
+
+int64_t host_out_of_memory_kills(void)
+{
+    char text[16384];
+    ssize_t used = 0, got = 0;
+    int fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    while (used < (ssize_t)sizeof text - 1 &&
+           (got = read(fd, text + used, sizeof text - 1 - (size_t)used)) > 0)
+        used += got;
+    close(fd);
+    text[used] = '\0';
+    const char *at = strstr(text, "\noom_kill ");
+    return at ? atoll(at + sizeof "\noom_kill " - 1) : 0;
 }
 
 int64_t host_resident_bytes(void)

@@ -1,5 +1,7 @@
 #include "log.h"
 
+#include "words.h"
+
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -10,7 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LOG_LINE_BYTES   2048
 #define LOG_ROTATE_BYTES (16 << 20)
 
 /* The log is one of the two globals of the program (the other is the signal flag). */
@@ -97,34 +98,87 @@ static void write_all(int fd, const char *text, size_t bytes)
     }
 }
 
+/* 2026-11-23T22:01:02.345Z, without the C library's time zones, whose lock a signal handler must not wait
+ * for. Days since 1970 to a date by counting 400 years from the 1st of March of the year 0. */
+static void put_time(struct words *w)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t second = (uint64_t)now.tv_sec % 86400, days = (uint64_t)now.tv_sec / 86400 + 719468;
+    uint64_t era = days / 146097, day = days % 146097;
+    uint64_t year = (day - day / 1460 + day / 36524 - day / 146096) / 365;
+    day -= 365 * year + year / 4 - year / 100;
+    uint64_t month = (5 * day + 2) / 153; /* 0 is March */
+    const struct {
+        uint64_t value;
+        int digits;
+        const char *after;
+    } parts[] = {{era * 400 + year + (month >= 10), 4, "-"},
+                 {month < 10 ? month + 3 : month - 9, 2, "-"},
+                 {day - (153 * month + 2) / 5 + 1, 2, "T"},
+                 {second / 3600, 2, ":"},
+                 {second / 60 % 60, 2, ":"},
+                 {second % 60, 2, "."},
+                 {(uint64_t)now.tv_nsec / 1000000, 3, "Z "}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        words_digits(w, parts[i].value, 10, parts[i].digits);
+        words_text(w, parts[i].after);
+    }
+}
+
+/* "TIME level rank=0 step=12 module: " */
+static void put_head(struct words *w, enum log_level level, const char *module)
+{
+    put_time(w);
+    words_text(w, level_names[level]);
+    words_text(w, " rank=");
+    words_int(w, g_log.rank);
+    words_text(w, " step=");
+    words_int(w, atomic_load(&g_log.step));
+    words_text(w, " ");
+    words_text(w, module);
+    words_text(w, ": ");
+}
+
 void log_line(enum log_level level, const char *module, const char *format, ...)
 {
-    char line[LOG_LINE_BYTES];
-    struct timespec now;
-    struct tm tm;
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &tm);
-    size_t used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &tm);
-    used += (size_t)snprintf(line + used, sizeof line - used,
-                             ".%03ldZ %s rank=%d step=%lld %s: ", now.tv_nsec / 1000000, level_names[level],
-                             g_log.rank, (long long)atomic_load(&g_log.step), module);
+    struct words line = {.used = 0};
+    put_head(&line, level, module);
     va_list args;
     va_start(args, format);
-    int wanted = vsnprintf(line + used, sizeof line - used - 1, format, args);
+    size_t room = sizeof line.text - line.used;
+    int wanted = vsnprintf(line.text + line.used, room, format, args);
     va_end(args);
-    used += wanted < 0 ? 0 : (size_t)wanted;
-    if (used > sizeof line - 2)
-        used = sizeof line - 2;
-    line[used++] = '\n';
+    line.used += wanted < 0 ? 0 : (size_t)wanted < room ? (size_t)wanted : room - 1;
+    line.text[line.used < sizeof line.text - 1 ? line.used++ : line.used - 1] = '\n';
 
     pthread_mutex_lock(&g_log.lock);
     if (level >= g_log.stderr_level)
-        write_all(STDERR_FILENO, line, used);
+        write_all(STDERR_FILENO, line.text, line.used);
     if (g_log.fd >= 0 && level >= LOG_INFO) {
         rotate_or_follow();
-        write_all(g_log.fd, line, used);
+        write_all(g_log.fd, line.text, line.used);
     }
     pthread_mutex_unlock(&g_log.lock);
+}
+
+int log_descriptor(void)
+{
+    return g_log.fd;
+}
+
+void log_words(const struct words *w)
+{
+    struct words line = {.used = 0}, plain = *w;
+    plain.text[plain.used < sizeof plain.text - 1 ? plain.used++ : plain.used - 1] = '\n';
+    put_head(&line, LOG_ERROR, "end");
+    for (size_t i = 0; i < plain.used && line.used < sizeof line.text; i++)
+        line.text[line.used++] = plain.text[i];
+    line.text[line.used - 1] = '\n';
+    if (g_log.fd >= 0)
+        write_all(g_log.fd, line.text,
+                  line.used); /* first: stderr may be a pipe that nobody reads any more */
+    write_all(STDERR_FILENO, plain.text, plain.used);
 }
 
 void log_err(const char *module, const struct err *err)

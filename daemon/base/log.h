@@ -22,6 +22,11 @@ void log_line(enum log_level level, const char *module, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void log_err(const char *module, const struct err *err); /* the whole error at LOG_ERROR */
 
+/* For signal handlers: one line, as it is to stderr, with the usual head to the log. Takes no lock. */
+struct words;
+void log_words(const struct words *words);
+int log_descriptor(void); /* of the log file; -1: not open */
+
 #define log_debug(...)   log_line(LOG_DEBUG, __VA_ARGS__)
 #define log_info(...)    log_line(LOG_INFO, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_WARNING, __VA_ARGS__)

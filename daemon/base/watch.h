@@ -1,8 +1,10 @@
-/* The watchdog: a thread without MPI that ends the process when a collective makes no progress.
+/* The watchdog: a thread without MPI that ends the process when a collective makes no progress, or when
+ * another rank of this host has died.
  *
  * The engine's thread says what it enters and leaves; long kernels and file work tick. When an operation has
- * been under way for stuck_after seconds without a tick, one line names rank, host, operation, sequence
- * number and place, and the process ends with _exit(3): mpirun then ends every other rank. */
+ * been under way for stuck_after seconds without a tick, one line a host names operation, sequence number and
+ * who is not in it (a rank that is stopped by name), and the process ends with _exit(3). Of a rank that has
+ * died the host's one line is said at once (last_words.h). */
 #pragma once
 
 #include "err.h"
@@ -17,3 +19,10 @@ void watch_enter(const char *operation, const char *axis,
 void watch_leave(void);
 void watch_tick(void);
 int64_t watch_sequence(void);
+
+struct watch_place {
+    const char *operation; /* the present or, where not inside, the last one; NULL: none yet */
+    int64_t sequence;
+    bool inside;
+};
+struct watch_place watch_where(void); /* for signal handlers too */

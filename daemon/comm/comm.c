@@ -1,7 +1,7 @@
 #include "comm.h"
 
 #include "bounds.h"
-#include "log.h"
+#include "last_words.h"
 #include "watch.h"
 
 #include <mpi.h>
@@ -55,6 +55,8 @@ bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err)
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
     MPI_Comm_rank(local, &comm->local_rank);
     MPI_Comm_size(local, &comm->local_ranks);
+    comm->home = comm->rank;
+    MPI_Bcast(&comm->home, 1, MPI_INT32_T, 0, local);
     MPI_Comm_free(&local);
     gethostname(comm->host, sizeof comm->host - 1);
     char version[MPI_MAX_LIBRARY_VERSION_STRING];
@@ -79,9 +81,9 @@ void comm_set_device(struct comm *comm, struct device *device)
 _Noreturn void comm_abort(struct comm *comm, const struct err *err)
 {
     (void)comm;
-    log_err("comm", err);
-    MPI_Abort(MPI_COMM_WORLD, 3);
-    _exit(3);
+    last_words_because(err);
+    MPI_Abort(MPI_COMM_WORLD, LAST_WORDS_EXIT);
+    _exit(LAST_WORDS_EXIT);
 }
 
 static double enter(const char *operation, int64_t count)

@@ -17,6 +17,7 @@
 struct comm {
     int32_t rank, ranks;
     int32_t local_rank, local_ranks; /* on this host */
+    int32_t home;                    /* the lowest rank of this host */
     char host[256];
     char version[64];      /* the MPI library's, for status */
     double seconds;        /* spent inside collectives since the caller last zeroed it */
@@ -55,5 +56,5 @@ void comm_all_gather(struct comm *comm, void *all, size_t each);
  * bytes of a ring reduce-scatter; the receiver adds in a fixed order. */
 void comm_exchange(struct comm *comm, void *to, const void *from, size_t each);
 
-/* Ends every rank, non-zero, after one line on stderr. */
+/* Phase 2 broke on this rank: ends every rank, non-zero, after the one line (last_words.h). */
 _Noreturn void comm_abort(struct comm *comm, const struct err *err);

@@ -3,6 +3,7 @@
 #include "engine.h"
 
 #include "checkpoint_optimizer.h"
+#include "last_words.h"
 #include "log.h"
 #include "state_json.h"
 
@@ -113,6 +114,7 @@ bool engine_save(struct engine *engine, const char *name, bool automatic, struct
         return false;
     (void)snprintf(result->path, sizeof result->path, "%.*s/%s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
                    engine->options.checkpoint_dir, name);
+    last_words_set_checkpoint(result->path, about.step);
     result->bytes = about.bytes;
     log_info("save", "saved checkpoint=%s bytes=%lld", name, (long long)about.bytes);
     return true;
@@ -250,6 +252,7 @@ static bool load(struct engine *engine, const char *name, const char *policy_tex
     snprintf(result->run, sizeof result->run, "%s", state.run.id);
     (void)snprintf(result->path, sizeof result->path, "%.*s/%s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
                    engine->options.checkpoint_dir, name);
+    last_words_set_checkpoint(result->path, state.run.k);
     struct err log = ERR_INIT;
     if (engine->has_run && engine->comm->rank == 0 && !runlog_reopen(engine, &engine->run, &log))
         log_err("save", &log);

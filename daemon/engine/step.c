@@ -276,16 +276,27 @@ static void fill_event(struct engine *engine, const struct batch_plan *plan, dou
     event->memory_bytes = engine->device->allocated_bytes;
 }
 
+/* It was checked when the source was opened. What fails now is a file that somebody changed under us, on this
+ * rank perhaps alone. */
+static void plan_batch(struct engine *engine, struct data_source *source, struct data_cursor cursor,
+                       struct batch_plan *plan)
+{
+    struct err why = ERR_INIT, err = ERR_INIT;
+    if (batch_plan_make(&source->loader, cursor, plan, &why))
+        return;
+    err_set(&err, ERR_CORRUPT, "the dataset was changed while it was in use");
+    err_why(&err, "%s", why.what);
+    comm_abort(engine->comm, &err);
+}
+
 bool engine_step(struct engine *engine)
 {
     struct run *run = &engine->run;
-    struct err err = ERR_INIT;
     struct batch_plan plan;
     struct pass_seconds seconds = {0};
     struct step_event event = {0};
     double start = now_s();
-    INVARIANT(batch_plan_make(&run->source->loader, run->cursor, &plan,
-                              &err)); /* checked when the run was opened */
+    plan_batch(engine, run->source, run->cursor, &plan);
     shard_gradients_begin(&engine->body.shard);
     pass_over_batch(engine, &run->workspace, &run->source->loader, &plan, &seconds);
 
@@ -323,14 +334,13 @@ bool engine_step(struct engine *engine)
 double engine_evaluate(struct engine *engine, struct data_source *source, struct workspace *workspace,
                        int64_t *labelled)
 {
-    struct err err = ERR_INIT;
     struct data_cursor cursor = {0};
     struct pass_seconds seconds = {0};
     double nll = 0;
     *labelled = 0;
     while (!order_ended(&source->order, cursor, 1)) {
         struct batch_plan plan;
-        INVARIANT(batch_plan_make(&source->loader, cursor, &plan, &err));
+        plan_batch(engine, source, cursor, &plan);
         pass_over_batch(engine, workspace, &source->loader, &plan, &seconds);
         nll += batch_nll(engine, workspace, &plan);
         *labelled += plan.labelled;

@@ -6,6 +6,18 @@ from bounds import bounded
 from harness import need, send, until
 
 
+def said_once(daemon, *words, said=None):
+    """The one line about a death: in the terminal and in the log, once each, with these words. Returns it."""
+    with open(os.path.join(daemon.state, "log"), encoding="utf-8") as log:
+        logged = [line for line in log if " died: " in line]
+    lines = [line for line in (said or daemon.said()).splitlines() if " died: " in line]
+    need(len(lines) == 1, f"wanted one line about the death, got {len(lines)}: {daemon.said()[-1500:]}")
+    need(len(logged) == 1 and lines[0] in logged[0], f"the log says otherwise: {logged}")
+    for word in words:
+        need(word in lines[0], f"the line does not say {word!r}: {lines[0]}")
+    return lines[0]
+
+
 @bounded(90)
 def test_a_killed_rank_ends_all(world):
     world.dataset()
@@ -13,30 +25,79 @@ def test_a_killed_rank_ends_all(world):
         daemon = world.start(2, state=f"state-{victim}")
         world.ctl("train", world.recipe(steps=100000))
         world.ctl("wait", "--step", "3", timeout=60)
+        if victim == 1:
+            world.ctl("checkpoint", "save", "kept")
         send(daemon.pids[victim], signal.SIGKILL)
         need(daemon.wait_end(10) != 0, "the daemon ended with 0 after a rank was killed")
         daemon.all_gone()
-        need(f"rank {victim}" in daemon.said() or f"rank={victim}" in daemon.said(),
-             f"nothing names rank {victim}: {daemon.said()[-800:]}")
+        line = said_once(daemon, f"rank {victim} (pid {daemon.pids[victim]}, host ", "SIGKILL", "all ranks end")
+        need(("checkpoints/kept step " if victim == 1 else "no checkpoint") in line, f"which checkpoint stands? {line}")
 
 
 @bounded(90)
 def test_a_killed_rank_ends_an_idle_daemon(world):
-    daemon = world.start(3)
-    send(daemon.pids[2], signal.SIGKILL)
-    need(daemon.wait_end(10) != 0, "an idle daemon went on without a rank")
+    for victim in (2, 0):
+        daemon = world.start(3, state=f"state-{victim}")
+        send(daemon.pids[victim], signal.SIGKILL)
+        need(daemon.wait_end(10) != 0, "an idle daemon went on without a rank")
+        daemon.all_gone()
+        said_once(daemon, f"rank {victim} (pid {daemon.pids[victim]}, host ", "SIGKILL")
+
+
+@bounded(90)
+def test_a_crashing_rank_says_so_itself(world):
+    world.dataset()
+    daemon = world.start(2)
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "3", timeout=60)
+    send(daemon.pids[1], signal.SIGSEGV)
+    need(daemon.wait_end(10) != 0, "the daemon ended with 0 after a rank crashed")
+    daemon.all_gone()
+    said_once(daemon, f"rank 1 (pid {daemon.pids[1]}, host ", "SIGSEGV", "(sequence ")
+
+
+@bounded(90)
+def test_a_dataset_cut_under_a_run(world):
+    """Pages that a mapping has lost are a SIGBUS in the loader, on every rank; the line names the file. Where only a
+    page's end is lost it reads as zeros, and the batch that has no labels any more says so."""
+    for rows, left, words in ((2000, 4096, ("SIGBUS", "shortened")), (20, 16, ("dataset was changed",))):
+        data = world.dataset(rows=rows, name=f"data{rows}")
+        daemon = world.start(2, state=f"state-{rows}")
+        world.ctl("train", world.recipe(data=data, steps=100000))
+        world.ctl("wait", "--step", "3", timeout=60)
+        file = os.path.join(data, next(name for name in os.listdir(data) if name.endswith(".safetensors")))
+        os.truncate(file, left)
+        need(daemon.wait_end(10) != 0, "the daemon ended with 0 after its dataset was cut")
+        daemon.all_gone()
+        said_once(daemon, *words, *([file] if left == 4096 else []))
+
+
+@bounded(60)
+def test_ranks_end_with_their_launcher(world):
+    """kill -9 of mpirun: nobody is left to end the ranks, so they do it. Its terminal is gone: the log has the line."""
+    daemon = world.start(2)
+    send(daemon.process.pid, signal.SIGKILL)
+    daemon.process.wait(5)
+    daemon.all_gone()
+    with open(os.path.join(daemon.state, "log"), encoding="utf-8") as log:
+        lines = [line for line in log if " died: " in line]
+    need(len(lines) == 1 and f"the launcher (pid {daemon.process.pid}, host " in lines[0], f"the log says {lines}")
 
 
 @bounded(90)
 def test_a_stopped_rank_ends_all(world):
-    """SIGSTOP: the others' watchdogs see a collective without progress, say where, and end."""
+    """SIGSTOP: the others' watchdogs see a collective without progress, say where and who, once, and end."""
     world.dataset()
-    daemon = world.start(2, "--stuck-after", "4")
+    daemon = world.start(3, "--stuck-after", "4")
     world.ctl("train", world.recipe(steps=100000))
     world.ctl("wait", "--step", "3", timeout=60)
     send(daemon.pids[1], signal.SIGSTOP)
     need(daemon.wait_end(25) != 0, "the daemon ended with 0 although a rank was stopped")
-    need("rank" in daemon.said(), f"nothing was said: {daemon.said()[-500:]}")
+    lines = [line for line in daemon.said().splitlines() if "no progress" in line]
+    need(len(lines) == 1, f"wanted one line, got {len(lines)}: {daemon.said()[-1500:]}")
+    for word in (f"rank 1 (pid {daemon.pids[1]}) is stopped", "operation=", "sequence="):
+        need(word in lines[0], f"the line does not say {word!r}: {lines[0]}")
+    need(lines[0].count("pid") == 1 and " died: " not in daemon.said(), f"others are named too: {daemon.said()[-1500:]}")
     send(daemon.pids[1], signal.SIGCONT)
     daemon.all_gone()
 
@@ -116,6 +177,7 @@ def test_sigterm_stops_at_once(world):
     send(daemon.process.pid, signal.SIGTERM)
     need(daemon.wait_end(10) != 0, "SIGTERM ended with 0")
     daemon.all_gone()
+    need(" died: " not in daemon.said(), f"a stop that was asked for is called a death: {daemon.said()[-800:]}")
 
 
 @bounded(60)
