@@ -25,28 +25,70 @@ bool policy_with_compute(char text[LIMIT_NAME_BYTES], const char *policy, const 
     return true;
 }
 
-static void print_conversion(const json_t *c, int64_t at_step)
+static double number_at(const json_t *object, const char *key)
+{
+    return json_number_value(json_object_get(object, key));
+}
+
+static void print_bytes(const json_t *c)
 {
     char before[32], after[32], peak[32];
-    double per_before = json_number_value(json_object_get(c, "bytes_per_parameter_before"));
-    double per_after = json_number_value(json_object_get(c, "bytes_per_parameter_after"));
-    output_bytes(before, sizeof before, json_number_value(json_object_get(c, "bytes_before")));
-    output_bytes(after, sizeof after, json_number_value(json_object_get(c, "bytes_after")));
-    output_bytes(peak, sizeof peak, json_number_value(json_object_get(c, "bytes_peak")));
-    printf("before    %g bytes a parameter, %s on the fullest rank\n", per_before, before);
-    printf("after     %g bytes a parameter, %s\n", per_after, after);
-    printf("peak      %s while both are there\n", peak);
-    if (json_is_true(json_object_get(c, "exact")))
+    output_bytes(before, sizeof before, number_at(c, "bytes_before"));
+    output_bytes(after, sizeof after, number_at(c, "bytes_after"));
+    output_bytes(peak, sizeof peak, number_at(c, "bytes_peak"));
+    if (!json_is_true(json_object_get(c, "converts"))) {
+        printf("stays     the stored state: %g bytes a parameter, %s on the fullest rank\n",
+               number_at(c, "bytes_per_parameter_after"), after);
+    } else {
+        printf("before    %g bytes a parameter, %s on the fullest rank\n",
+               number_at(c, "bytes_per_parameter_before"), before);
+        printf("after     %g bytes a parameter, %s\n", number_at(c, "bytes_per_parameter_after"), after);
+    }
+    if (number_at(c, "bytes_more") > 0)
+        printf("peak      %s while %s\n", peak,
+               json_is_true(json_object_get(c, "converts")) ? "both are there"
+                                                            : "the gathered weights are there in both types");
+}
+
+static void print_conversion(const json_t *c, int64_t at_step)
+{
+    bool converts = json_is_true(json_object_get(c, "converts"));
+    print_bytes(c);
+    if (converts && json_is_true(json_object_get(c, "exact")))
         printf("loses     nothing: no stored value changes\n");
-    else if (at_step > 0)
-        printf("applies   at step %lld\n", (long long)at_step);
-    else if (!json_is_true(json_object_get(c, "dry_run")))
+    else if (converts && at_step == 0 && !json_is_true(json_object_get(c, "dry_run")))
         printf("loses     %.3g %% of the stored values change, by %.3g %% of themselves at most\n",
-               100 * json_number_value(json_object_get(c, "changed_share")),
-               100 * json_number_value(json_object_get(c, "largest_relative_change")));
+               100 * number_at(c, "changed_share"), 100 * number_at(c, "largest_relative_change"));
     const char *text = json_string_value(json_object_get(c, "text"));
-    if (text && text[0])
+    if (text && text[0] && (converts || number_at(c, "bytes_more") > 0))
         printf("%s\n", text);
+}
+
+/* "0.0001" */
+static void setting_text(char text[32], const json_t *value)
+{
+    if (json_is_string(value))
+        snprintf(text, 32, "%s", json_string_value(value));
+    else
+        snprintf(text, 32, "%.12g", json_number_value(value));
+}
+
+/* Old and new of every hyperparameter that was named. */
+static void print_settings(const struct call *call, const json_t *c)
+{
+    const json_t *after = json_object_get(c, "settings_after");
+    for (int i = 0; json_is_object(after) && i < call->setting_count; i++) {
+        char name[LIMIT_NAME_BYTES], was[32], is[32];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(call->settings[i], "="), call->settings[i]);
+        if (strcmp(name, "decay_all") == 0)
+            snprintf(name, sizeof name, "decay");
+        setting_text(was, json_object_get(json_object_get(c, "settings_before"), name));
+        setting_text(is, json_object_get(after, name));
+        if (strcmp(was, is) == 0)
+            printf("%-9s %s, as it was\n", name, is);
+        else
+            printf("%-9s %s → %s\n", name, was, is);
+    }
 }
 
 static const struct column conversion_columns[] = {
@@ -105,7 +147,7 @@ int cmd_set_optimizer(struct call *call)
     json_t *conversion;
     REQUEST(request, SET_OPTIMIZER, SetOptimizerRequest, set_optimizer);
     const char *named = call->argument_count > 0 ? call->arguments[0] : "";
-    if (call->argument_count == 0 && call->setting_count == 0) {
+    if (call->argument_count == 0 && call->setting_count == 0 && !call_option(call, "compute")) {
         err_set(&err, ERR_INVALID, "set-optimizer was told nothing to set");
         err_hint(&err, "name a policy (fp32-master, bf16-kahan, …) or a setting (--lr 1e-4)");
         return call_fail(call, &err);
@@ -124,7 +166,18 @@ int cmd_set_optimizer(struct call *call)
     if (!call_ask_json(call, &request, &conversion, &err))
         return call_fail(call, &err);
     json_object_set_new(conversion, "dry_run", json_boolean(request_body.dry_run));
-    output_conversion(call, conversion, request_body.dry_run ? 0 : at_step);
+    if (policy[0] || call->output != OUTPUT_TABLE)
+        output_conversion(call, conversion, at_step);
+    if (call->output == OUTPUT_TABLE) {
+        print_settings(call, conversion);
+        const char *text = json_string_value(json_object_get(conversion, "text"));
+        if (!policy[0] && text && text[0])
+            call_note(call, "%s", text);
+        if (request_body.dry_run)
+            call_note(call, "nothing was changed: this was a dry run");
+        else if (at_step > 0)
+            printf("applies   when the run has finished step %lld\n", (long long)at_step);
+    }
     json_decref(conversion);
     return EXIT_DONE;
 }

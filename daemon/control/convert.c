@@ -38,6 +38,8 @@ static void fill_conversion(Trainerd__Conversion *to, const struct command_resul
     to->largest_relative_change = result->largest_relative_change;
     to->changed_share = result->changed_share;
     to->text = text_of(result->text);
+    to->converts = result->converts;
+    to->bytes_more = result->bytes_more;
 }
 
 static Trainerd__Conversion *conversion_if_any(struct reply_parts *parts, const struct command_result *result)
@@ -96,6 +98,10 @@ static void fill_converted(Trainerd__Reply *to, struct reply_parts *parts,
                            const struct command_result *result)
 {
     fill_conversion(&parts->conversion, result);
+    fill_settings(&parts->settings_before, &result->settings_before);
+    fill_settings(&parts->settings_after, &result->settings_after);
+    parts->conversion.settings_before = &parts->settings_before;
+    parts->conversion.settings_after = &parts->settings_after;
     to->result_case = TRAINERD__REPLY__RESULT_CONVERSION;
     to->conversion = &parts->conversion;
 }

@@ -132,6 +132,7 @@ struct reply_parts { /* what a Trainerd__Reply built on the stack points to */
     Trainerd__Trained trained;
     Trainerd__Evaluated evaluated;
     Trainerd__Conversion conversion;
+    Trainerd__OptimizerSettings settings_before, settings_after;
     Trainerd__ModelDone model_done;
     Trainerd__FilesDone files_done;
 };
@@ -145,6 +146,7 @@ bool convert_command(struct command *to, const Trainerd__Request *request, const
 void answer_status(struct session *session, uint64_t id);
 void answer_audit(struct session *session, uint64_t id);
 void answer_schedule(struct session *session, uint64_t id);
+void fill_settings(Trainerd__OptimizerSettings *to, const struct optimizer_settings *from);
 void fill_schedule(Trainerd__Schedule *to, const struct schedule *schedule, const char *run, int64_t step);
 
 /* files.c: answers made from files, on libuv's thread pool. */

@@ -56,8 +56,9 @@ static void fill_last(Trainerd__Status *to, Trainerd__Seconds *seconds, const st
     to->seconds = seconds;
 }
 
-static void fill_settings(Trainerd__OptimizerSettings *to, const struct optimizer_settings *from)
+void fill_settings(Trainerd__OptimizerSettings *to, const struct optimizer_settings *from)
 {
+    trainerd__optimizer_settings__init(to);
     to->lr = from->lr;
     to->beta1 = from->beta1;
     to->beta2 = from->beta2;

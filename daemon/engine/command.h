@@ -112,6 +112,9 @@ struct command_result {
     bool exact; /* the conversion lost nothing */
     double largest_relative_change;
     double changed_share; /* of the stored values, those whose value changed */
+    bool converts;        /* the stored state changes its format */
+    int64_t bytes_more;   /* taken beside what is in use, until it is done */
+    struct optimizer_settings settings_before, settings_after; /* set-optimizer; lr 0 elsewhere */
 };
 
 struct reply {

@@ -6,6 +6,7 @@
 
 #include "host.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +106,14 @@ void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss
     *swap = (struct swap){0};
 }
 
+static void add_compute(struct command_result *result, enum dtype before, enum dtype after)
+{
+    size_t used = strlen(result->text);
+    if (before != after)
+        snprintf(result->text + used, sizeof result->text - used, "; computes in %s instead of %s",
+                 dtype_name(after), dtype_name(before));
+}
+
 /* Bytes of the fullest rank, so that what fits there fits everywhere. */
 static void describe(struct engine *engine, const struct swap *swap, struct command_result *result)
 {
@@ -116,10 +125,13 @@ static void describe(struct engine *engine, const struct swap *swap, struct comm
     result->bytes_per_parameter_after = policy_bytes_per_parameter(&swap->policy);
     result->bytes_before = comm_max_int(engine->comm, optimizer_plan_bytes(&plan, &o->policy));
     result->bytes_after = comm_max_int(engine->comm, optimizer_plan_bytes(&plan, &swap->policy));
+    result->bytes_more = comm_max_int(engine->comm, swap->bytes_more);
     result->bytes_peak = comm_max_int(engine->comm, engine->device->allocated_bytes + swap->bytes_more);
+    result->converts = swap->converts;
     free(units);
     result->exact = policy_conversion_exact(&o->policy, &swap->policy);
     policy_conversion_text(&o->policy, &swap->policy, result->text, sizeof result->text);
+    add_compute(result, o->policy.compute, swap->policy.compute);
 }
 
 static void describe_losses(const struct optimizer_loss losses[STATE_PART_COUNT],
@@ -147,6 +159,7 @@ bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_ru
 {
     struct swap swap;
     struct optimizer_loss losses[STATE_PART_COUNT];
+    enum dtype compute = engine->body.optimizer.policy.compute;
     if (!swap_reserve(engine, &swap, policy, groups_now(engine), err))
         return false;
     describe(engine, &swap, result);
@@ -156,6 +169,7 @@ bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_ru
     }
     swap_commit(engine, &swap, losses);
     describe_losses(losses, result);
+    add_compute(result, compute, policy->compute);
     return true;
 }
 
@@ -186,6 +200,10 @@ static bool resolve(const struct engine *engine, const struct command *command, 
     merge_settings(settings, &command->u.set_optimizer.settings, command->u.set_optimizer.settings_set);
     if (!optimizer_settings_check(settings, err))
         return false;
+    if (!(settings->lr > 0)) {
+        err_set(err, ERR_INVALID, "a peak learning rate of %g is not possible", settings->lr);
+        return err_hint(err, "trainctl pause holds the run; weights move with lr above 0");
+    }
     *schedule = engine->run.schedule;
     schedule->lr = settings->lr;
     if (engine->has_run && schedule->min_lr > schedule->lr) {
@@ -203,6 +221,8 @@ bool handle_set_optimizer(struct engine *engine, const struct command *command, 
     struct schedule schedule;
     if (!resolve(engine, command, &policy, &settings, &schedule, err))
         return false;
+    result->settings_before = engine->has_run ? engine->run.settings : engine->settings;
+    result->settings_after = settings;
     int64_t at = command->u.set_optimizer.at_step;
     bool waits = at >= 0 && !command->dry_run;
     if (waits && (!engine->has_run || at < engine->run.k || at >= engine->run.steps)) {
@@ -225,6 +245,12 @@ bool handle_set_optimizer(struct engine *engine, const struct command *command, 
     }
     if (!swap_policy(engine, &policy, command->dry_run, result, err))
         return false;
+    if (!command->u.set_optimizer.policy[0])
+        result->text[0] = '\0'; /* nothing was converted, and nobody asked for it */
+    size_t used = strlen(result->text);
+    if (command->u.set_optimizer.settings_set && !engine->has_run)
+        snprintf(result->text + used, sizeof result->text - used,
+                 "%sthere is no run: the next one's recipe says its own hyperparameters", used ? "; " : "");
     if (command->dry_run)
         return true;
     engine->settings = settings;

@@ -32,6 +32,29 @@ def test_live_swaps_between_all_pairs(world):
     need(last["loss"] == last["loss"] and last["loss"] < 6, f"the loss is {last['loss']} after the swaps")
 
 
+@bounded(90)
+def test_settings_alone(world):
+    """Hyperparameters without a policy: old and new are said, nothing is converted; what would change nothing takes nothing."""
+    world.dataset()
+    world.start(2)
+    world.ctl("train", world.recipe(steps=100000, schedule={"kind": "constant"}))
+    world.ctl("pause")
+    done = world.json("set-optimizer", "--lr", "1e-3", "--beta2", "0.99")
+    need((done["settings_before"]["lr"], done["settings_after"]["lr"]) == (3e-3, 1e-3), f"lr: {done}")
+    need((done["settings_before"]["beta2"], done["settings_after"]["beta2"]) == (0.999, 0.99), f"beta2: {done}")
+    need(not done["converts"] and done["bytes_more"] == 0, f"settings alone convert: {done}")
+    need("lr        0.001 → 0.002" in world.ctl("set-optimizer", "fp32-master", "--lr", "2e-3").out, "old → new is not printed")
+    for policy, more in (("fp32-master", False), ("fp32-master+compute=fp32", True), ("bf16-kahan", True)):
+        planned = world.json("set-optimizer", policy, "--dry-run")
+        need((planned["bytes_more"] > 0) == more, f"{policy}: takes {planned['bytes_more']} bytes more")
+        need(("peak" in world.ctl("set-optimizer", policy, "--dry-run").out) == more, f"{policy}: a peak is printed or not")
+    world.refused("set-optimizer", "--lr", "0", says=("learning rate",))
+    at = world.status()["step"]
+    world.ctl("resume")
+    world.ctl("wait", "--step", str(at + 2))
+    need(world.events()[-1]["lr"] == 2e-3, "the new lr is not used")
+
+
 @bounded(120)
 def test_bytes_a_parameter(world):
     """The contract's column, measured from what is really allocated."""

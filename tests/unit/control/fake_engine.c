@@ -161,6 +161,10 @@ static void set_optimizer(struct fake_engine *engine, const struct command *comm
     reply->result.bytes_before = (int64_t)(1000 * reply->result.bytes_per_parameter_before);
     reply->result.bytes_after = (int64_t)(1000 * reply->result.bytes_per_parameter_after);
     reply->result.bytes_peak = reply->result.bytes_before + reply->result.bytes_after;
+    reply->result.settings_before = engine->settings;
+    reply->result.settings_after = command->u.set_optimizer.settings;
+    reply->result.converts = !policy_equal(&policy, &engine->policy);
+    reply->result.bytes_more = reply->result.converts ? reply->result.bytes_after : 0;
     reply->result.exact = policy_conversion_exact(&engine->policy, &policy);
     policy_conversion_text(&engine->policy, &policy, reply->result.text, sizeof reply->result.text);
     if (command->dry_run)
