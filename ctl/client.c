@@ -197,7 +197,8 @@ static bool await_reply(struct client *client, uint64_t id, double deadline, Tra
             return false;
         if (!frame && deadline >= 0 && now_s() >= deadline) {
             err_set(err, ERR_TIMEOUT, "no answer within %g s", client->timeout_s);
-            return err_hint(err, "an accepted command goes on; trainctl status shows what the daemon does");
+            return err_hint(
+                err, "a command that was taken up goes on; trainctl status shows what the daemon does");
         }
         if (!frame)
             continue; /* a signal; what it means is the caller's, after the reply */

@@ -249,8 +249,6 @@ static int show_rows(struct call *call, const char *folder, struct rows *rows, b
 {
     struct err err = ERR_INIT;
     rows->collected = streams ? NULL : json_array();
-    if (follow)
-        follow_catch_one_interrupt();
     if (streams)
         output_stream_header(call, rows->columns, rows->column_count);
     bool read = read_rows(call, folder, rows, follow, &err) && explain_nothing(rows, &err);
@@ -270,6 +268,8 @@ int cmd_metrics(struct call *call)
     struct rows rows = {.call = call, .run = run, .glob = call_option(call, "tensor"), .last = -1};
     rows.columns = rows.glob ? tensor_columns : whole ? step_columns_whole : step_columns;
     rows.column_count = rows.glob ? TENSOR_COLUMNS : whole ? step_column_whole_count : step_column_count;
+    if (streams)
+        follow_catch_one_interrupt();
     if (!call_integer(call, "since", 0, INT64_MAX, &rows.since, &err) ||
         !choose_run(call, run, state, &err) || !call_state_folder(call, folder, &err))
         return call_fail(call, &err);

@@ -77,14 +77,36 @@ static void set_timer(struct control *control)
         uv_timer_stop(&control->deadlines);
 }
 
+static bool is_awaited_longer(const struct control *control, uint64_t ticket, uint64_t now)
+{
+    for (const struct waiter *w = control->waiters; w; w = w->next)
+        if (w->ticket == ticket && (!w->deadline || w->deadline > now))
+            return true;
+    return false;
+}
+
+/* What has not been taken up is withdrawn, unless somebody else (the same key) waits for it longer; what has
+ * is finished. */
+static void end_by_deadline(struct control *control, uint64_t ticket, uint64_t now, struct err *err)
+{
+    if (is_awaited_longer(control, ticket, now) || !mailbox_expire(control->mailbox, ticket)) {
+        err_set(err, ERR_TIMEOUT, "the deadline passed before the command was done");
+        err_why(err, "it was taken up and goes on");
+        err_hint(err, "ask again with the same idempotency key, or look at trainctl status");
+        return;
+    }
+    for (int i = 0; i < SERVER_KEYS; i++)
+        if (control->remembered[i].key[0] && control->remembered[i].ticket == ticket)
+            forget(&control->remembered[i]); /* it was not done; the same key may try again */
+    err_set(err, ERR_TIMEOUT, "the deadline passed before the command was taken up, and it was withdrawn");
+    err_why(err, "commands are taken up when a step, or the command before, has ended");
+    err_hint(err, "nothing was changed: ask again with more time");
+}
+
 static void when_deadline(uv_timer_t *timer)
 {
     struct control *control = timer->data;
     uint64_t now = uv_now(&control->loop);
-    struct err err = ERR_INIT;
-    err_set(&err, ERR_TIMEOUT, "the deadline passed before the command was done");
-    err_why(&err, "commands are taken up when a step has ended; it was accepted and will still be done");
-    err_hint(&err, "ask again with the same idempotency key, or look at trainctl status");
     for (struct waiter **at = &control->waiters; *at;) {
         struct waiter *waiter = *at;
         if (!waiter->deadline || waiter->deadline > now) {
@@ -92,6 +114,8 @@ static void when_deadline(uv_timer_t *timer)
             continue;
         }
         *at = waiter->next;
+        struct err err = ERR_INIT;
+        end_by_deadline(control, waiter->ticket, now, &err);
         struct session *session = session_find(control, waiter->session);
         if (session) {
             reply_error(session, waiter->request, &err);

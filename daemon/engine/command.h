@@ -69,6 +69,7 @@ struct command {
     uint64_t ticket; /* control's: the reply carries it back */
     bool yes;        /* --yes: confirmed */
     bool dry_run;    /* set-optimizer: say, do not do */
+    bool expired; /* its deadline passed before it was taken up: it is journalled and answered, never done */
     union {
         struct {                         /* init, load, export, checkpoint load/save/verify/delete */
             char path[LIMIT_PATH_BYTES]; /* a folder, a config.json, or a checkpoint's name; "" = choose */

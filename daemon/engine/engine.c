@@ -112,7 +112,8 @@ bool engine_execute(struct engine *engine, struct command *command, struct comma
 static void log_refusal(const struct command *command, const struct err *err)
 {
     char text[3 * ERR_TEXT_BYTES + 8];
-    log_line(err->code <= ERR_MEMORY ? LOG_INFO : LOG_ERROR, "engine", "%s was refused: %s code=%s",
+    bool only_theirs = err->code <= ERR_MEMORY || err->code == ERR_TIMEOUT;
+    log_line(only_theirs ? LOG_INFO : LOG_ERROR, "engine", "%s was refused: %s code=%s",
              command_name(command->kind), err_line(err, text, sizeof text), err_code_name(err->code));
 }
 
@@ -136,6 +137,30 @@ static void execute_and_answer(struct engine *engine, struct command *command)
         mailbox_reply(engine->mailbox, &reply);
 }
 
+/* Nobody waits for it any more, and it was to be done by then or not at all: the journal says that it was
+ * not. */
+static void answer_expired(struct engine *engine, const struct command *command)
+{
+    struct reply reply = {.ticket = command->ticket, .kind = command->kind, .err = ERR_INIT};
+    struct err journal = ERR_INIT;
+    err_set(&reply.err, ERR_TIMEOUT, "expired: %s was not taken up before its deadline, and was not done",
+            command_name(command->kind));
+    if (!journal_write(engine, command, &reply.err, &journal))
+        log_err("engine", &journal);
+    log_refusal(command, &reply.err);
+    mailbox_reply(engine->mailbox, &reply);
+}
+
+static bool take_command(struct engine *engine, struct command *command, double wait_s)
+{
+    while (mailbox_next(engine->mailbox, command, wait_s)) {
+        if (!command->expired)
+            return true;
+        answer_expired(engine, command);
+    }
+    return false;
+}
+
 /* The next command of rank 0 on every rank; false: none, make a step. At rest every rank sleeps until there
  * is one. */
 static bool next_command(struct engine *engine, struct command *command)
@@ -144,7 +169,7 @@ static bool next_command(struct engine *engine, struct command *command)
     int32_t there = 0;
     if (engine->comm->rank == 0)
         do
-            there = mailbox_next(engine->mailbox, command, rests ? ENGINE_WAIT_S : 0);
+            there = take_command(engine, command, rests ? ENGINE_WAIT_S : 0);
         while (rests && !there);
     if (rests)
         comm_broadcast_idle(engine->comm, &there, sizeof there);

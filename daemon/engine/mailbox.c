@@ -72,6 +72,19 @@ bool mailbox_submit(struct mailbox *box, const struct command *command, struct e
     return err_hint(err, "try again when some are done");
 }
 
+bool mailbox_expire(struct mailbox *box, uint64_t ticket)
+{
+    bool waits = false;
+    pthread_mutex_lock(&box->lock);
+    for (unsigned i = 0; i < box->command_count && !waits; i++) {
+        struct command *command = &box->commands[(box->command_first + i) % LIMIT_COMMAND_QUEUE];
+        waits = command->ticket == ticket;
+        command->expired |= waits;
+    }
+    pthread_mutex_unlock(&box->lock);
+    return waits;
+}
+
 bool mailbox_take_reply(struct mailbox *box, struct reply *reply)
 {
     pthread_mutex_lock(&box->lock);

@@ -19,6 +19,9 @@ void mailbox_free(struct mailbox *box);
 /* Control thread. */
 bool mailbox_submit(struct mailbox *box, const struct command *command,
                     struct err *err) MUST_USE; /* full: ERR_BUSY */
+/* True: the command has not been taken up, and from now on it will not be done: the engine takes it as
+ * `expired`. False: it was taken up. */
+bool mailbox_expire(struct mailbox *box, uint64_t ticket);
 bool mailbox_take_reply(struct mailbox *box, struct reply *reply);
 bool mailbox_take_event(struct mailbox *box, struct event *event,
                         int64_t *dropped);                   /* dropped: since the last take */

@@ -156,6 +156,25 @@ def test_a_client_that_leaves_harms_nobody(world):
 
 
 @bounded(90)
+def test_what_expires_is_never_done(world):
+    """While a rank stands still, a command that is not taken up before its deadline is withdrawn and journalled as such."""
+    world.dataset()
+    daemon = world.start(2)
+    world.ctl("train", world.recipe(steps=1000000))
+    world.ctl("wait", "--step", "3", timeout=60)
+    send(daemon.pids[1], signal.SIGSTOP)
+    result = world.refused("--timeout", "1", "pause", code=4)
+    need("withdrawn" in result.err, f"what became of it is not said: {result.err}")
+    send(daemon.pids[1], signal.SIGCONT)
+    at = world.status()["step"]
+    world.ctl("wait", "--step", str(at + 5), timeout=60)
+    need(world.status()["state"] == "running", "an expired pause was done all the same")
+    with open(os.path.join(daemon.state, "journal.jsonl"), encoding="utf-8") as journal:
+        lines = journal.read().splitlines()
+    need("expired" in lines[-1] and '"pause"' in lines[-1], f"the journal ends with {lines[-1]}")
+
+
+@bounded(90)
 def test_leaving_a_followed_run(world):
     """Ctrl-C while following leaves the run going and says so."""
     world.dataset()

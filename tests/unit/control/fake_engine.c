@@ -246,6 +246,13 @@ static void *work(void *context)
             make_step(engine);
         if (!mailbox_next(engine->box, command, stepped ? 0 : 0.002))
             continue;
+        if (command->expired) {
+            *reply = (struct reply){.ticket = command->ticket, .kind = command->kind, .err = ERR_INIT};
+            err_set(&reply->err, ERR_TIMEOUT, "expired");
+            mailbox_reply(engine->box, reply);
+            atomic_fetch_add(&engine->expired, 1);
+            continue;
+        }
         atomic_fetch_add(&engine->commands, 1);
         while (atomic_load(&engine->hold) && !atomic_load(&engine->stop))
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

@@ -394,6 +394,44 @@ static void test_a_deadline(void **state)
     client_close(&client);
 }
 
+/* What waits behind another command when its deadline passes is never done; its key may try again at once.
+ * Somebody who waits longer for the same key keeps it. */
+static void test_what_expires_is_not_done(void **state)
+{
+    struct place *place = *state;
+    struct client client = connect_to(place), other = connect_to(place);
+    init_model(&client);
+    int before = atomic_load(&place->engine.commands);
+    atomic_store(&place->engine.hold, true);
+    REQUEST(slow, EVALUATE, EvaluateRequest);
+    slow_body.data = (char *)"/data";
+    slow.evaluate = &slow_body;
+    client.timeout_s = 0.05;
+    struct err err;
+    refused(&client, &slow, ERR_TIMEOUT, &err); /* taken up: it goes on */
+    assert_non_null(strstr(err.why, "goes on"));
+
+    REQUEST(late, EVALUATE, EvaluateRequest);
+    late_body.data = (char *)"/data";
+    late.evaluate = &late_body;
+    late.idempotency_key = (char *)"late";
+    refused(&client, &late, ERR_TIMEOUT, &err);
+    assert_non_null(strstr(err.what, "withdrawn"));
+    refused(&client, &late, ERR_TIMEOUT, &err); /* the same key is a new try, which expires as well */
+    assert_non_null(strstr(err.what, "withdrawn"));
+    assert_int_equal(atomic_load(&place->engine.commands), before + 1);
+
+    atomic_store(&place->engine.hold, false);
+    other.timeout_s = 20;
+    Trainerd__Reply *reply = ask(&other, &late);
+    check_close(reply->evaluated->loss, 1.25, 0, 0);
+    trainerd__reply__free_unpacked(reply, NULL);
+    assert_int_equal(atomic_load(&place->engine.expired), 2);
+    assert_int_equal(atomic_load(&place->engine.commands), before + 2); /* the held one, and the last */
+    client_close(&client);
+    client_close(&other);
+}
+
 /* Clients leave in the middle of commands, of frames and of subscriptions; the next one is served as ever. */
 static void test_clients_that_leave(void **state)
 {
@@ -868,6 +906,7 @@ int main(void)
         CASE(test_the_seam_between_history_and_live),
         CASE(test_an_idempotency_key_does_it_once),
         CASE(test_a_deadline),
+        CASE(test_what_expires_is_not_done),
         CASE(test_clients_that_leave),
         CASE(test_a_subscriber_that_never_reads),
         CASE(test_a_client_that_never_reads),

@@ -57,6 +57,28 @@ static void test_commands_keep_their_order_and_are_bounded(void **state)
     mailbox_free(box);
 }
 
+/* Only what waits can expire; it is taken all the same, in its turn, so that it is journalled and answered.
+ */
+static void test_a_waiting_command_expires(void **state)
+{
+    (void)state;
+    struct mailbox *box = new_box();
+    struct command *command = calloc(1, sizeof *command);
+    struct err err = ERR_INIT;
+    for (command->ticket = 1; command->ticket <= 3; command->ticket++)
+        check_ok(mailbox_submit(box, command, &err), &err);
+    assert_true(mailbox_next(box, command, 0));
+    assert_false(mailbox_expire(box, 1));
+    assert_true(mailbox_expire(box, 2));
+    assert_false(mailbox_expire(box, 4));
+    assert_true(mailbox_next(box, command, 0));
+    assert_true(command->ticket == 2 && command->expired);
+    assert_true(mailbox_next(box, command, 0));
+    assert_true(command->ticket == 3 && !command->expired);
+    free(command);
+    mailbox_free(box);
+}
+
 static void test_events_drop_the_oldest_and_are_counted(void **state)
 {
     (void)state;
@@ -192,6 +214,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_commands_keep_their_order_and_are_bounded),
+        cmocka_unit_test(test_a_waiting_command_expires),
         cmocka_unit_test(test_events_drop_the_oldest_and_are_counted),
         cmocka_unit_test(test_a_snapshot_replaces_the_one_before),
         cmocka_unit_test(test_two_threads),
