@@ -182,8 +182,8 @@ json_t *json_from_message(const ProtobufCMessage *message)
 
 static bool to_text(char **member, const json_t *value)
 {
-    if (!json_is_string(value))
-        return true;
+    if (!json_is_string(value) || json_string_length(value) == 0)
+        return true; /* the default is an empty text, which nobody frees */
     char *copy = strdup(json_string_value(value));
     if (copy)
         *member = copy;
