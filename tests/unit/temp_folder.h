@@ -34,3 +34,27 @@ static inline const char *temp_path(const struct temp_folder *folder, const char
     snprintf(path, sizeof paths[0], "%s/%s", folder->path, name);
     return path;
 }
+
+static inline void temp_write(const char *path, const void *bytes, size_t count)
+{
+    FILE *out = fopen(path, "wbe");
+    if (!out || fwrite(bytes, 1, count, out) != count || fclose(out) != 0)
+        abort();
+}
+
+/* One folder for all tests of a program, with cmocka's group fixtures. */
+static struct temp_folder test_folder __attribute__((unused));
+
+static inline int temp_folder_setup(void **state)
+{
+    (void)state;
+    temp_folder_make(&test_folder);
+    return 0;
+}
+
+static inline int temp_folder_teardown(void **state)
+{
+    (void)state;
+    temp_folder_remove(&test_folder);
+    return 0;
+}

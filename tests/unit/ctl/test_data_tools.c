@@ -2,24 +2,16 @@
  * line. */
 #include "data_tools.h"
 
+#include "check.h"
+#include "temp_folder.h"
+
 #include <jansson.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <string.h>
 #include <unistd.h>
-
-#include "../temp_folder.h"
-#include <cmocka.h>
-
-static struct temp_folder folder;
 
 static const char *put(const char *name, const char *text, size_t bytes)
 {
-    const char *path = temp_path(&folder, name);
-    FILE *out = fopen(path, "wb");
-    assert_non_null(out);
-    assert_int_equal(fwrite(text, 1, bytes, out), bytes);
-    assert_int_equal(fclose(out), 0);
+    const char *path = temp_path(&test_folder, name);
+    temp_write(path, text, bytes);
     return path;
 }
 
@@ -29,7 +21,7 @@ static bool prepare(const char *name, const char *text, size_t bytes, const char
 {
     char file[256], output[256];
     snprintf(file, sizeof file, "%s", put(name, text, bytes));
-    snprintf(output, sizeof output, "%s/set", folder.path);
+    snprintf(output, sizeof output, "%s/set", test_folder.path);
     const char *const files[] = {file};
     struct data_prepare_options options = {.files = files,
                                            .file_count = 1,
@@ -48,7 +40,7 @@ static char *shown(int64_t first, int64_t count, int64_t tokens, bool colour)
     size_t bytes;
     json_t *result;
     struct err err = ERR_INIT;
-    snprintf(output, sizeof output, "%s/set", folder.path);
+    snprintf(output, sizeof output, "%s/set", test_folder.path);
     if (!data_show(output, &(struct data_show_options){first, count, tokens}, &result, &err))
         fail_msg("%s", err.what);
     FILE *out = open_memstream(&text, &bytes);
@@ -202,7 +194,7 @@ static void test_bad_lines(void **state)
         json_t *result;
         int bytes = snprintf(text, sizeof text, "%s\n%s\n", "{\"text\": \"good\"}", cases[i].line);
         snprintf(file, sizeof file, "%s", put("bad.jsonl", text, (size_t)bytes));
-        snprintf(output, sizeof output, "%s/never", folder.path);
+        snprintf(output, sizeof output, "%s/never", test_folder.path);
         const char *const files[] = {file};
         struct data_prepare_options options = {
             .files = files, .file_count = 1, .output = output, .cutoff = -1};
@@ -220,8 +212,8 @@ static void test_bad_inputs(void **state)
     json_t *result;
     struct err err = ERR_INIT;
     char output[256];
-    snprintf(output, sizeof output, "%s/never", folder.path);
-    const char *const folders[] = {folder.path}, *const absent[] = {"/nowhere/chats.jsonl"};
+    snprintf(output, sizeof output, "%s/never", test_folder.path);
+    const char *const folders[] = {test_folder.path}, *const absent[] = {"/nowhere/chats.jsonl"};
     struct data_prepare_options options = {.files = folders, .file_count = 1, .output = output, .cutoff = -1};
     assert_false(data_prepare(&options, &result, &err));
     assert_non_null(strstr(err.hint, "*.jsonl"));
@@ -248,7 +240,7 @@ static void test_bad_inputs(void **state)
     assert_false(data_show(output, &(struct data_show_options){0, 1, 1}, &result, &err));
     assert_true(prepare("good.txt", "abc", 3, NULL, -1, &result, &err));
     json_decref(result);
-    snprintf(output, sizeof output, "%s/set", folder.path);
+    snprintf(output, sizeof output, "%s/set", test_folder.path);
     assert_false(data_show(output, &(struct data_show_options){1, 1, 1}, &result, &err));
     assert_non_null(strstr(err.what, "no row 1"));
 }
@@ -261,7 +253,7 @@ static void test_stop_and_progress(void **state)
     size_t bytes;
     json_t *result;
     struct err err = ERR_INIT;
-    snprintf(output, sizeof output, "%s/stopped", folder.path);
+    snprintf(output, sizeof output, "%s/stopped", test_folder.path);
     snprintf(file, sizeof file, "%s", put("some.txt", "some text", 9));
     const char *const files[] = {file};
     FILE *out = open_memstream(&progress, &bytes);
@@ -280,20 +272,6 @@ static void test_stop_and_progress(void **state)
     free(progress);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    temp_folder_make(&folder);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    temp_folder_remove(&folder);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -305,5 +283,5 @@ int main(void)
         cmocka_unit_test(test_bad_inputs),
         cmocka_unit_test(test_stop_and_progress),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, temp_folder_setup, temp_folder_teardown);
 }

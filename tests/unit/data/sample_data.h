@@ -4,7 +4,7 @@
 #include "dataset_writer.h"
 #include "tokenizer_bytes.h"
 
-#include "../temp_folder.h"
+#include "temp_folder.h"
 
 #include <string.h>
 

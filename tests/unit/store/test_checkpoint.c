@@ -2,6 +2,7 @@
  * anywhere leaves what was there before. */
 #include "store_fixture.h"
 
+#include "damage.h"
 #include "faults.h"
 #include "safetensors.h"
 
@@ -148,55 +149,28 @@ static void names_are_kept(void **unused)
 
 /* ---- damage ---- */
 
-static unsigned char *slurp(const char *path, size_t *bytes)
-{
-    struct err err = ERR_INIT;
-    char *text = NULL;
-    check_ok(file_slurp(path, 1 << 24, &text, bytes, &err), &err);
-    return (unsigned char *)text;
-}
+struct damaged {
+    const struct fixture *fixture;
+    const char *file;
+};
 
-static void spill(const char *path, const unsigned char *bytes, size_t count)
+static void expect_damage(void *context, enum damage how, size_t place)
 {
-    FILE *out = fopen(path, "wb");
-    assert_non_null(out);
-    assert_int_equal(fwrite(bytes, 1, count, out), count);
-    fclose(out);
-}
-
-static void expect_damage(const struct fixture *f, const char *file, size_t place)
-{
+    const struct damaged *d = context;
     struct err err = ERR_INIT;
-    if (load_equal(f->folder.path, "c", 1, &err))
-        fail_msg("%s damaged at byte %zu was taken for whole", file, place);
-    if (err.code != ERR_CORRUPT || !strstr(err.what, file))
-        fail_msg("%s damaged at byte %zu: %s: %s", file, place, err_code_name(err.code), err.what);
+    if (load_equal(d->fixture->folder.path, "c", 1, &err))
+        fail_msg("%s %s %zu was taken for whole", d->file, damage_names[how], place);
+    if (err.code != ERR_CORRUPT || !strstr(err.what, d->file))
+        fail_msg("%s %s %zu: %s: %s", d->file, damage_names[how], place, err_code_name(err.code), err.what);
 }
 
 static void damage_one(const struct fixture *f, const char *file)
 {
     char path[512];
-    size_t count;
     struct err err = ERR_INIT;
     snprintf(path, sizeof path, "%s/c/%s", f->folder.path, file);
-    unsigned char *bytes = slurp(path, &count);
-    int fd = open(path, O_WRONLY);
-    for (size_t i = 0; i < count; i++) {
-        unsigned char flipped = (unsigned char)(bytes[i] ^ (1u << (i % 8)));
-        assert_int_equal(pwrite(fd, &flipped, 1, (off_t)i), 1);
-        expect_damage(f, file, i);
-        assert_int_equal(pwrite(fd, &bytes[i], 1, (off_t)i), 1);
-    }
-    for (size_t i = 0; i < count; i += i < 64 || count - i < 64 ? 1 : 61) {
-        assert_int_equal(ftruncate(fd, (off_t)i), 0);
-        expect_damage(f, file, i);
-        spill(path, bytes, count);
-    }
-    assert_int_equal(pwrite(fd, "x", 1, (off_t)count), 1); /* one byte too many */
-    expect_damage(f, file, count);
-    assert_int_equal(ftruncate(fd, (off_t)count), 0);
-    close(fd);
-    free(bytes);
+    damage_file(path, &(struct damage_plan){.flip_end = SIZE_MAX, .cut_step = 61}, expect_damage,
+                &(struct damaged){f, file});
     check_ok(load_equal(f->folder.path, "c", 1, &err), &err);
 }
 
@@ -219,7 +193,7 @@ static void damage_is_found(void **unused)
     snprintf(two, sizeof two, "%s/c/shard-00001.safetensors", f.folder.path);
     snprintf(aside, sizeof aside, "%s/aside", f.folder.path);
     assert_int_equal(rename(one, aside), 0);
-    expect_damage(&f, "shard-00000.safetensors", 0); /* missing */
+    expect_damage(&(struct damaged){&f, "shard-00000.safetensors"}, DAMAGE_CUT, 0); /* missing */
     assert_int_equal(rename(two, one), 0);
     assert_int_equal(rename(aside, two), 0);
     struct err mixed = ERR_INIT;
@@ -290,13 +264,14 @@ static void nonsense_is_refused(void **unused)
             json_object_del(object, changes[i].key);
         check_ok(manifest_text(root, &text, &bytes, &err), &err);
         size_t whole;
-        unsigned char *before = slurp(path, &whole);
-        spill(path, (unsigned char *)text, bytes);
+        char *before;
+        check_ok(file_slurp(path, 1 << 24, &before, &whole, &err), &err);
+        temp_write(path, text, bytes);
         if (load_equal(f.folder.path, "c", 1, &broken))
             fail_msg("change %zu of %s was taken", i, changes[i].key);
         if (broken.code != ERR_CORRUPT && broken.code != ERR_UNSUPPORTED && broken.code != ERR_INVALID)
             fail_msg("change %zu of %s: %s", i, changes[i].key, err_code_name(broken.code));
-        spill(path, before, whole);
+        temp_write(path, before, whole);
         free(before);
         free(text);
         json_decref(root);

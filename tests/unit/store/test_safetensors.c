@@ -2,24 +2,10 @@
  * cut off or changed: always an error or an equal read. */
 #include "safetensors.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <string.h>
+#include "damage.h"
+#include "temp_folder.h"
+
 #include <sys/stat.h>
-#include <unistd.h>
-
-#include "../temp_folder.h"
-#include <cmocka.h>
-
-static struct temp_folder folder;
-
-static void write_bytes(const char *path, const void *bytes, size_t count)
-{
-    FILE *out = fopen(path, "wb");
-    assert_non_null(out);
-    assert_int_equal(fwrite(bytes, 1, count, out), count);
-    assert_int_equal(fclose(out), 0);
-}
 
 /* A file with this header and data_bytes bytes after it. */
 static const char *make_file(const char *name, const char *header, size_t data_bytes)
@@ -31,8 +17,8 @@ static const char *make_file(const char *name, const char *header, size_t data_b
     memcpy(bytes + 8, header, length);
     for (size_t i = 0; i < data_bytes; i++)
         bytes[8 + length + i] = (unsigned char)i;
-    const char *path = temp_path(&folder, name);
-    write_bytes(path, bytes, 8 + length + data_bytes);
+    const char *path = temp_path(&test_folder, name);
+    temp_write(path, bytes, 8 + length + data_bytes);
     return path;
 }
 
@@ -74,7 +60,7 @@ static bool same_as_sample(const struct safetensors *file)
 static void test_write_and_read(void **state)
 {
     (void)state;
-    const char *path = temp_path(&folder, "sample.safetensors");
+    const char *path = temp_path(&test_folder, "sample.safetensors");
     struct safetensors file;
     struct err err = ERR_INIT;
     write_sample(path);
@@ -153,17 +139,38 @@ static void test_short_and_absent(void **state)
     (void)state;
     struct safetensors file;
     struct err err = ERR_INIT;
-    assert_false(safetensors_open(&file, temp_path(&folder, "absent"), &err));
+    assert_false(safetensors_open(&file, temp_path(&test_folder, "absent"), &err));
     assert_int_equal(err.code, ERR_IO);
     err = (struct err)ERR_INIT;
-    write_bytes(temp_path(&folder, "empty"), "", 0);
-    assert_false(safetensors_open(&file, temp_path(&folder, "empty"), &err));
+    temp_write(temp_path(&test_folder, "empty"), "", 0);
+    assert_false(safetensors_open(&file, temp_path(&test_folder, "empty"), &err));
     err = (struct err)ERR_INIT;
-    write_bytes(temp_path(&folder, "huge"), "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
-    assert_false(safetensors_open(&file, temp_path(&folder, "huge"), &err));
+    temp_write(temp_path(&test_folder, "huge"), "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
+    assert_false(safetensors_open(&file, temp_path(&test_folder, "huge"), &err));
     assert_int_equal(err.code, ERR_CORRUPT);
     err = (struct err)ERR_INIT;
-    assert_false(safetensors_open(&file, folder.path, &err));
+    assert_false(safetensors_open(&file, test_folder.path, &err));
+}
+
+/* Another name or shape, it may be, but inside the file; shorter or longer, never. */
+static void check_damaged(void *path, enum damage how, size_t at)
+{
+    struct safetensors file;
+    struct err err = ERR_INIT;
+    if (!safetensors_open(&file, path, &err)) {
+        assert_int_not_equal(err.code, ERR_OK);
+        return;
+    }
+    if (how != DAMAGE_FLIP)
+        fail_msg("a file %s %zu was taken for whole", damage_names[how], at);
+    unsigned char sum = 0;
+    for (int64_t i = 0; i < file.count; i++) {
+        assert_true(file.tensors[i].start + file.tensors[i].bytes <= file.map.count);
+        for (uint64_t b = 0; b < file.tensors[i].bytes; b++)
+            sum = (unsigned char)(sum + safetensors_data(&file, &file.tensors[i])[b]);
+    }
+    (void)sum;
+    safetensors_close(&file);
 }
 
 /* Data bytes are the caller's to checksum; a changed header byte is an error, or changes nothing that we
@@ -171,41 +178,16 @@ static void test_short_and_absent(void **state)
 static void test_every_byte(void **state)
 {
     (void)state;
-    const char *path = temp_path(&folder, "sample2.safetensors");
+    char path[128];
+    snprintf(path, sizeof path, "%s/sample2.safetensors", test_folder.path);
+    struct safetensors file;
     struct err err = ERR_INIT;
-    char *bytes;
-    size_t count;
     write_sample(path);
-    assert_true(file_slurp(path, 4096, &bytes, &count, &err));
-    uint64_t header = 8 + (uint64_t)(unsigned char)bytes[0] + 256 * (uint64_t)(unsigned char)bytes[1];
-    static const unsigned char flips[] = {1, 2, 4, 8, 16, 32, 64, 128, 255};
-    char copy_path[128];
-    snprintf(copy_path, sizeof copy_path, "%s/copy", folder.path);
-    for (size_t at = 0; at < count; at++) {
-        struct safetensors file;
-        err = (struct err)ERR_INIT;
-        write_bytes(copy_path, bytes, at);
-        assert_false(safetensors_open(&file, copy_path, &err));
-        for (size_t f = 0; at < header && f < sizeof flips; f++) {
-            err = (struct err)ERR_INIT;
-            bytes[at] = (char)(bytes[at] ^ flips[f]);
-            write_bytes(copy_path, bytes, count);
-            bytes[at] = (char)(bytes[at] ^ flips[f]);
-            if (!safetensors_open(&file, copy_path, &err)) {
-                assert_int_not_equal(err.code, ERR_OK);
-                continue;
-            }
-            for (int64_t i = 0; i < file.count; i++) { /* another name or shape: still inside the file */
-                assert_true(file.tensors[i].start + file.tensors[i].bytes <= count);
-                unsigned char sum = 0;
-                for (uint64_t b = 0; b < file.tensors[i].bytes; b++)
-                    sum = (unsigned char)(sum + safetensors_data(&file, &file.tensors[i])[b]);
-                (void)sum;
-            }
-            safetensors_close(&file);
-        }
-    }
-    free(bytes);
+    check_ok(safetensors_open(&file, path, &err), &err);
+    size_t header = file.tensors[0].start; /* of the first by name, not far into the data */
+    safetensors_close(&file);
+    damage_file(path, &(struct damage_plan){.flip_end = header, .every_bit = true, .cut_step = 1},
+                check_damaged, path);
 }
 
 static void test_folders(void **state)
@@ -214,7 +196,7 @@ static void test_folders(void **state)
     struct safetensors_set set;
     struct err err = ERR_INIT;
     char model[128], path[192];
-    snprintf(model, sizeof model, "%s/model", folder.path);
+    snprintf(model, sizeof model, "%s/model", test_folder.path);
     assert_int_equal(mkdir(model, 0700), 0);
     assert_false(safetensors_set_open(&set, model, &err));
     assert_int_equal(err.code, ERR_NOT_FOUND);
@@ -240,7 +222,7 @@ static void test_folders(void **state)
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", model);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         err = (struct err)ERR_INIT;
-        write_bytes(path, cases[i].index, strlen(cases[i].index));
+        temp_write(path, cases[i].index, strlen(cases[i].index));
         bool good = safetensors_set_open(&set, model, &err);
         if (cases[i].what && (good || !strstr(err.what, cases[i].what)))
             fail_msg("%s: wanted \"%s\", got \"%s\"", cases[i].index, cases[i].what, err.what);
@@ -256,7 +238,7 @@ static void test_folders(void **state)
         safetensors_set_close(&set);
     }
     make_file("model/two.safetensors", "{" ROW("a", "[2]", "0", "2") "," ROW("b", "[1]", "2", "3") "}", 3);
-    write_bytes(path, "{\"weight_map\":{\"a\":\"two.safetensors\",\"b\":\"one.safetensors\"}}", 60);
+    temp_write(path, "{\"weight_map\":{\"a\":\"two.safetensors\",\"b\":\"one.safetensors\"}}", 60);
     err = (struct err)ERR_INIT;
     assert_false(safetensors_set_open(&set, model, &err));
     snprintf(path, sizeof path, "%s/model.safetensors", model);
@@ -274,7 +256,7 @@ static void test_abandon_and_no_room(void **state)
         {.name = "w", .dtype = DTYPE_F32, .dims = 2, .shape = {1ll << 30, 1ll << 17}}};
     struct safetensors_writer writer = {0};
     struct err err = ERR_INIT;
-    const char *path = temp_path(&folder, "aside");
+    const char *path = temp_path(&test_folder, "aside");
     safetensors_writer_abandon(&writer);
     bool taken = safetensors_writer_open(&writer, path, tensors, 1, NULL, 0, &err); /* 512 TiB */
     assert_true(taken || err.code == ERR_IO);
@@ -291,20 +273,6 @@ static void test_abandon_and_no_room(void **state)
     assert_int_equal(err.code, ERR_IO);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    temp_folder_make(&folder);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    temp_folder_remove(&folder);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -312,5 +280,5 @@ int main(void)
         cmocka_unit_test(test_short_and_absent), cmocka_unit_test(test_every_byte),
         cmocka_unit_test(test_folders),          cmocka_unit_test(test_abandon_and_no_room),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, temp_folder_setup, temp_folder_teardown);
 }
