@@ -58,6 +58,8 @@ struct state_view {
     void *w, *w_extra; /* w_extra: c, the low half or the code; NULL where the format has none */
     void *m, *m_extra; /* m_extra: q8's scales, [ceil(n/32)] bf16 */
     void *v, *v_extra;
+    void *copy; /* the update writes here what the model computes with (as weight_compute_copy), or NULL */
+    enum dtype copy_dtype; /* fp32 or bf16 */
 };
 
 /* Formed in double once a step on the host, each rounded to fp32 once. t counts from 1. */

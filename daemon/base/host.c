@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +59,10 @@ int host_take_cores(bool keep, char **argv)
     if ((!told || !CPU_EQUAL(&share, &bound)) && !getenv(HOST_STARTED_OVER)) {
         setenv("GOMP_SPINCOUNT", HOST_SPINS, 0);
         setenv(HOST_STARTED_OVER, "1", 1);
-        execv("/proc/self/exe", argv); /* if it fails, OpenMP is slower, nothing else */
+        char path[PATH_MAX];
+        ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+        path[length > 0 ? length : 0] = '\0'; /* the file's own name: what ps and top then show */
+        execv(path, argv);                    /* if it fails, OpenMP is slower, nothing else */
     }
     unsetenv(HOST_STARTED_OVER);
     return local_ranks > CPU_COUNT(&usable) ? 1 : CPU_COUNT(&share);

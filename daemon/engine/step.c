@@ -39,13 +39,12 @@ static void release_unit(void *context, int32_t unit)
 
 static float *unit_gradient(void *context, int32_t unit, int32_t slot)
 {
-    (void)slot; /* the two uses of a tied embedding are never written at the same time */
     struct tape_context *c = context;
     if (!c->in_backward) {
         c->in_backward = true;
         c->communicated_before_backward = c->body->shard.comm->seconds;
     }
-    return shard_leaf(&c->body->shard, unit);
+    return shard_leaf(&c->body->shard, unit, slot);
 }
 
 static void reduce_unit(void *context, int32_t unit, int32_t slot)
@@ -220,8 +219,10 @@ static void apply_update(struct engine *engine, double lr, double factor, struct
     struct run *run = &engine->run;
     struct update_measures *mine = malloc(sizeof *mine * (size_t)engine->body.model.params.count);
     INVARIANT(mine != NULL);
-    optimizer_update(&engine->body.optimizer, &run->settings, lr, factor, engine->body.shard.gradients, mine);
-    shard_weights_changed(&engine->body.shard);
+    struct shard *shard = &engine->body.shard;
+    optimizer_update(&engine->body.optimizer, &run->settings, lr, factor, shard->gradients, &shard->copies,
+                     mine);
+    shard_weights_updated(shard);
     struct update_measures all = merge_measures(engine, mine);
     free(mine);
     engine->weight_version++;

@@ -146,7 +146,8 @@ struct update_scalars optimizer_scalars(const struct optimizer_settings *setting
 }
 
 void optimizer_update(struct optimizer *optimizer, const struct optimizer_settings *settings, double lr,
-                      double gradient_factor, const void *const *gradients, struct update_measures *by_tensor)
+                      double gradient_factor, const void *const *gradients,
+                      const struct optimizer_copies *copies, struct update_measures *by_tensor)
 {
     struct device *device = optimizer->device;
     optimizer->t++;
@@ -164,6 +165,10 @@ void optimizer_update(struct optimizer *optimizer, const struct optimizer_settin
                 continue;
             struct state_view view =
                 arrays_view(&optimizer->policy, optimizer->units[u].arrays, segment->offset);
+            if (copies && copies->units[u]) {
+                view.copy = (char *)copies->units[u] + (size_t)segment->offset * dtype_bytes(copies->dtype);
+                view.copy_dtype = copies->dtype;
+            }
             const char *gradient = (const char *)gradients[u] + (size_t)segment->offset * gradient_bytes;
             device->kernels->update(device->queue, &optimizer->measures[row], &view, gradient,
                                     optimizer->policy.accumulate, segment->elements, segment->index,

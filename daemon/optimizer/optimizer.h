@@ -74,15 +74,29 @@ bool optimizer_init(struct optimizer *optimizer, struct device *device, const st
                     const struct optimizer_plan *plan, uint64_t seed, struct err *err) MUST_USE;
 void optimizer_done(struct optimizer *optimizer); /* takes zeroed and half-built ones */
 
+/* Where an update also writes what the model computes with (as optimizer_compute_copy, padding untouched): of
+ * each unit its flat range, device memory, or NULL. */
+struct optimizer_copies {
+    enum dtype dtype; /* fp32 or bf16 */
+    void **units;     /* [unit_count] */
+};
+
 /* One AdamW step over every unit (contract, section 1). Cannot fail. Advances t and total_steps first: the
- * first update has t = 1 and draws its random numbers at total step 1. settings          in force;
- * settings->lr is not read, lr is lr                of this update, lr * f(k) gradient_factor   clip
- * coefficient over normalizer, formed in double, rounded to fp32 here gradients         [unit_count] device
- * arrays of the units' flat ranges in policy.accumulate; NULL for empty units; read only, padding is not read
- *   by_tensor         host, [tensor_count]: this rank's counts, zeros for tensors that do not lie here */
+ * first update has t = 1 and draws its random numbers at total step 1.
+ *
+ * settings: in force; settings->lr is not read, since lr is this update's, lr * f(k).
+ *
+ * gradient_factor: clip coefficient over normalizer, formed in double, rounded to fp32 here.
+ *
+ * gradients: [unit_count] device arrays of the units' flat ranges in policy.accumulate, NULL for empty units;
+ * read only, padding is not read.
+ *
+ * copies: or NULL.
+ *
+ * by_tensor: host, [tensor_count]: this rank's counts, zeros for tensors that do not lie here. */
 void optimizer_update(struct optimizer *optimizer, const struct optimizer_settings *settings, double lr,
                       double gradient_factor, const void *const *gradients,
-                      struct update_measures *by_tensor);
+                      const struct optimizer_copies *copies, struct update_measures *by_tensor);
 
 /* The scalars of an update: in double, each rounded to fp32 once. For tests and other drivers of the kernel.
  */

@@ -123,6 +123,8 @@ static bool take_buffers(struct shard *shard, const struct sizes *s, struct err 
         done = take(shard, &buffer->memory, buffer->elements * (int64_t)dtype_bytes(shard->options.compute),
                     "gathered weights", err);
     }
+    for (int32_t u = 0; u < shard->unit_count && resident && done; u++)
+        shard->copies.units[u] = shard->buffers[u].memory;
     for (int kind = 0; kind < BUFFER_KINDS && done; kind++) {
         shard->leaves[kind].elements = s->widest[kind];
         done = take(shard, &shard->leaves[kind].memory, s->widest[kind] * 4, "a unit's gradient", err);
@@ -162,8 +164,10 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
     shard->unit_count = params->unit_count;
     shard->units = calloc((size_t)shard->unit_count, sizeof *shard->units);
     shard->gradients = calloc((size_t)shard->unit_count, sizeof *shard->gradients);
+    shard->copies.units = calloc((size_t)shard->unit_count, sizeof *shard->copies.units);
+    shard->copies.dtype = options->compute;
     shard->segments = calloc((size_t)params->count, sizeof *shard->segments); /* at most one piece a tensor */
-    INVARIANT(shard->units && shard->gradients && shard->segments);
+    INVARIANT(shard->units && shard->gradients && shard->copies.units && shard->segments);
     int32_t segments = 0;
     for (int32_t u = 0; u < shard->unit_count; u++) {
         struct shard_unit *unit = &shard->units[u];
@@ -201,6 +205,7 @@ void shard_done(struct shard *shard)
     free(shard->buffers);
     free(shard->segments);
     free(shard->gradients);
+    free(shard->copies.units);
     free(shard->units);
     *shard = (struct shard){0};
 }
@@ -226,6 +231,13 @@ void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t uni
     comm_all_gather(shard->comm, buffer->memory, each);
     buffer->holds = unit;
     return buffer->memory;
+}
+
+void shard_weights_updated(struct shard *shard)
+{
+    for (int32_t b = 0; b < shard->buffer_count; b++)
+        if (!is_resident(shard->comm->ranks))
+            shard->buffers[b].holds = -1;
 }
 
 void shard_weights_changed(struct shard *shard)

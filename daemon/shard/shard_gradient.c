@@ -20,22 +20,33 @@ void shard_leaves_begin(struct shard *shard, int64_t group, uint64_t present)
     shard->present = present;
 }
 
-float *shard_leaf(struct shard *shard, int32_t unit)
+/* Where the next sum of a unit's use comes to lie: where it will stay, if that place is free, or else
+ * `spare`, from which it is added. So the first micro-batch costs no copy. Under lanes the place is free for
+ * every even group, whose sum carries nothing. */
+static float *landing(struct shard *shard, int32_t unit, int32_t slot, void *spare)
 {
-    return shard->leaves[shard->units[unit].leaf].memory;
+    struct shard_sum *total = &shard->units[unit].sums[slot];
+    bool free_place = shard->options.accumulate == DTYPE_F32 && !(total->filled & 1);
+    return free_place ? total->levels[0] : spare;
+}
+
+float *shard_leaf(struct shard *shard, int32_t unit, int32_t slot)
+{
+    void *whole = shard->leaves[shard->units[unit].leaf].memory;
+    return shard->parts_bytes == 0 ? landing(shard, unit, slot, whole) : whole;
 }
 
 /* This rank's part of the sum over ranks of the leaves just written, in the tree's order. */
-static float *sum_over_ranks(struct shard *shard, int32_t unit)
+static float *sum_over_ranks(struct shard *shard, int32_t unit, int32_t slot)
 {
     const struct kernels *k = shard->device->kernels;
     struct queue *q = shard->device->queue;
     int64_t n = shard->units[unit].shard_elements;
     int32_t ranks = shard->comm->ranks;
-    float *leaf = shard_leaf(shard, unit);
+    float *leaf = shard_leaf(shard, unit, slot);
     if (shard->parts_bytes == 0)
         return leaf;
-    float *sum = (float *)(shard->received + shard->parts_bytes);
+    float *sum = landing(shard, unit, slot, shard->received + shard->parts_bytes);
     uint64_t present = shard->present;
     if (inject("rank-left-out") && ranks > 1)
         present &= ~(1ull << (ranks - 1));
@@ -58,7 +69,7 @@ static void add_in_order(struct shard *shard, struct shard_sum *total, const flo
     const struct kernels *k = shard->device->kernels;
     if (total->filled)
         k->accumulate(shard->device->queue, total->levels[0], sum, n, shard->options.accumulate);
-    else
+    else if (sum != total->levels[0])
         k->cast(shard->device->queue, total->levels[0], sum, n, shard->options.accumulate, DTYPE_F32);
     total->filled = 1;
 }
@@ -84,7 +95,8 @@ static void add_in_tree(struct shard *shard, struct shard_sum *counter, float *s
     INVARIANT(level < shard->options.levels);
     if (!present)
         return;
-    k->cast(q, counter->levels[level], sum, n, DTYPE_F32, DTYPE_F32);
+    if (sum != counter->levels[level])
+        k->cast(q, counter->levels[level], sum, n, DTYPE_F32, DTYPE_F32);
     counter->filled |= 1ull << level;
 }
 
@@ -93,7 +105,7 @@ void shard_reduce(struct shard *shard, int32_t unit, int32_t slot)
     struct shard_unit *u = &shard->units[unit];
     if (u->shard_elements == 0)
         return;
-    float *sum = sum_over_ranks(shard, unit);
+    float *sum = sum_over_ranks(shard, unit, slot);
     if (shard->options.lanes)
         add_in_tree(shard, &u->sums[slot], sum, true, u->shard_elements);
     else
@@ -106,7 +118,7 @@ void shard_leaves_absent(struct shard *shard)
         for (int slot = 0; slot < 2; slot++) {
             struct shard_unit *u = &shard->units[unit];
             float *spare = shard->parts_bytes ? (float *)(shard->received + shard->parts_bytes)
-                                              : shard_leaf(shard, unit);
+                                              : shard->leaves[u->leaf].memory;
             add_in_tree(shard, &u->sums[slot], spare, false, u->shard_elements);
         }
 }
@@ -138,7 +150,7 @@ void shard_gradients_finish(struct shard *shard)
                                                         whatever it was accumulated in */
             float *wide = second;
             if (shard->options.accumulate != DTYPE_F32) {
-                wide = shard_leaf(shard, unit);
+                wide = shard->leaves[u->leaf].memory;
                 k->cast(q, wide, second, u->shard_elements, DTYPE_F32, shard->options.accumulate);
             }
             k->accumulate(q, gradient, wide, u->shard_elements, shard->options.accumulate);

@@ -85,6 +85,17 @@ KERNEL_FN uint16_t weight_bf16_copy(enum weight_format format, const void *w, in
     return format == WEIGHT_FP32 ? bf16_from_float(((const float *)w)[i]) : ((const uint16_t *)w)[i];
 }
 
+/* The same into the state's copy, where it has one; value: element i's, as read. */
+KERNEL_FN void weight_write_copy(const struct state_view *state, int64_t i, float value)
+{
+    if (!state->copy)
+        return;
+    if (state->copy_dtype == DTYPE_F32)
+        ((float *)state->copy)[i] = value;
+    else
+        ((uint16_t *)state->copy)[i] = weight_bf16_copy(state->w_format, state->w, i);
+}
+
 /* ---- moments ---- */
 
 /* m: the code of z = 2x/(1+|x|) is 127 z, so x = z/(2-z) = code/(254-|code|). */
@@ -293,6 +304,7 @@ KERNEL_FN void update_group(struct update_lanes *lanes, const struct state_view 
             random16 = philox_halfword(s->seed, index + (uint64_t)j, s->total_step, PHILOX_STREAM_W);
         weight_write(state->w_format, state->w, state->w_extra, i + j, next.w, random16);
         float w_read = weight_read(state->w_format, state->w, state->w_extra, i + j);
+        weight_write_copy(state, i + j, w_read);
         update_count_weight(lanes, (int)((i + j) % UPDATE_LANES), old.w, next.w, w_read);
     }
     moment_write_group(state->m_format, false, state->m, state->m_extra, i, count, m, index, s->seed,

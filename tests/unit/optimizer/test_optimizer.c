@@ -143,7 +143,7 @@ static void test_update(void **state)
         }
     struct optimizer_settings settings = optimizer_settings_default();
     struct update_measures by_tensor[TENSORS], measures, scratch[2];
-    optimizer_update(&o, &settings, 2e-4, 0.25, (const void *const *)gradients, by_tensor);
+    optimizer_update(&o, &settings, 2e-4, 0.25, (const void *const *)gradients, NULL, by_tensor);
     assert_int_equal(o.t, 7);
     assert_int_equal(o.total_steps, 41);
     struct update_scalars scalars = optimizer_scalars(&settings, 2e-4, 0.25, 7, 41, 5, false);
@@ -183,7 +183,7 @@ static void test_decay_goes_where_it_belongs(void **state)
         struct optimizer_settings settings = optimizer_settings_default();
         settings.decay_all = all;
         struct update_measures by_tensor[TENSORS];
-        optimizer_update(&o, &settings, 0.1, 1, (const void *const *)gradients, by_tensor);
+        optimizer_update(&o, &settings, 0.1, 1, (const void *const *)gradients, NULL, by_tensor);
         assert_int_equal(by_tensor[0].changing, all ? 300 : 0);
         assert_int_equal(by_tensor[1].changing, 1000);
         assert_int_equal(by_tensor[2].changing, 70000);
@@ -252,9 +252,9 @@ static void test_resuming(void **state)
         for (int u = 0; u < 2; u++)
             for (int64_t i = 0; i < units[u].elements; i++)
                 gradients[u][i] = (float)test_random_gauss(&r);
-        optimizer_update(&a, &settings, 1e-3, 1, (const void *const *)gradients, by_tensor);
+        optimizer_update(&a, &settings, 1e-3, 1, (const void *const *)gradients, NULL, by_tensor);
         if (step >= 3)
-            optimizer_update(&b, &settings, 1e-3, 1, (const void *const *)gradients, by_tensor);
+            optimizer_update(&b, &settings, 1e-3, 1, (const void *const *)gradients, NULL, by_tensor);
     }
     assert_int_equal(a.t, (1 << 24) + 3);
     for (int32_t u = 0; u < 2; u++)
@@ -283,7 +283,7 @@ static void test_an_empty_shard(void **state)
     struct optimizer_settings settings = optimizer_settings_default();
     struct update_measures by_tensor[2] = {{.changing = 9}, {.changing = 9}};
     const void *gradients[] = {NULL};
-    optimizer_update(&o, &settings, 1e-3, 1, gradients, by_tensor);
+    optimizer_update(&o, &settings, 1e-3, 1, gradients, NULL, by_tensor);
     assert_int_equal(o.t, 1);
     assert_int_equal(o.total_steps, 1);
     assert_int_equal(by_tensor[1].changing, 0);

@@ -58,7 +58,7 @@ static void one_step(struct toy *toy, int step, const float *target, const float
     double lr = 1e-4 * 0.5 * (1 + cos(PI * step / STEPS));
     const void *gradients[] = {gradient};
     struct update_measures measures;
-    optimizer_update(&toy->optimizer, &settings, lr, 1.0, gradients, &measures);
+    optimizer_update(&toy->optimizer, &settings, lr, 1.0, gradients, NULL, &measures);
     measures_merge(&toy->measures, &measures);
 }
 

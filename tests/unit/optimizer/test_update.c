@@ -27,7 +27,7 @@ static float any_float(struct test_random *r)
 
 static void fill_state(struct state_arrays *s, struct test_random *r, bool wild)
 {
-    for (int a = 0; a < 6; a++)
+    for (int a = 0; a < STATE_ARRAYS; a++)
         for (size_t i = 0; i < s->bytes[a]; i++)
             ((uint8_t *)s->memory[a])[i] = (uint8_t)(test_random_bits(r) >> 24);
     const enum state_part parts[] = {STATE_W, STATE_M, STATE_V};
@@ -116,6 +116,15 @@ static void check_measures(const struct update_measures *got, const struct updat
              want->stored_exact, want->exact_exact);
 }
 
+/* What the update wrote for the model is what weight_compute_copy makes of the stored weights. */
+static void check_copy(const struct state_arrays *s)
+{
+    void *copy = calloc(1, s->bytes[STATE_ARRAY_COPY] + 1);
+    kernels_reference.weight_compute_copy(device.queue, copy, &s->view, s->n, s->view.copy_dtype);
+    assert_memory_equal(s->view.copy, copy, s->bytes[STATE_ARRAY_COPY]);
+    free(copy);
+}
+
 static void compare(const struct problem *p, uint64_t seed, int threads)
 {
     struct test_random r = {seed};
@@ -132,6 +141,7 @@ static void compare(const struct problem *p, uint64_t seed, int threads)
     device.queue->threads = 1;
     kernels_reference.update(device.queue, &want_measures, &want.view, gradient, p->gradient, p->n, p->index0,
                              &scalars, scratch);
+    check_copy(&want);
     size_t count;
     const struct candidate *list = candidates(&count);
     for (size_t c = 0; c < count; c++) {
@@ -239,6 +249,7 @@ static void test_cut_ranges(void **state)
             second.w_extra = (char *)second.w_extra + CUT * (int)dtype_bytes(weight_storage[w][1]);
         second.m = (char *)second.m + CUT * (int)dtype_bytes(moment_storage[moment][0]);
         second.v = (char *)second.v + CUT * (int)dtype_bytes(moment_storage[moment][0]);
+        second.copy = (char *)second.copy + CUT * (int)dtype_bytes(second.copy_dtype);
         if (second.m_extra) {
             second.m_extra = (char *)second.m_extra + CUT / 32 * 2;
             second.v_extra = (char *)second.v_extra + CUT / 32 * 2;
