@@ -1,11 +1,15 @@
-/* The update of every policy in nanoseconds an element and gigabytes a second, beside this machine's best
- * copy rate measured in the same run: rounds alternate over all rows, medians and bests are shown (on a
- * busy machine only the bests mean something). Usage: bench_update
- * [thousands (2^10) of elements [rounds [threads]]]. Bytes are those read plus written; a copy reads and
- * writes its bytes once. */
+/* The update of every policy beside this machine's best copy rate: rounds alternate over all rows, after one
+ * that warms up.
+ *
+ *     bench_update [thousands (2^10) of elements [rounds [threads]]]
+ *
+ * Prints one JSON object: a row each with its name, the bytes of an element that it reads plus writes, and
+ * nanoseconds an element of each round. "fp32-master, unmeasured" is the same kernel compiled without the
+ * precision measures. */
 #include "device.h"
 #include "kernels.h"
 #include "optimizer.h"
+#include "tables.h"
 
 #include <immintrin.h>
 #include <omp.h>
@@ -14,12 +18,16 @@
 #include <string.h>
 #include <time.h>
 
-enum { ROWS_MAX = 24, ROUNDS_MAX = 101 };
+enum { ROUNDS_MAX = 101 };
+
+void overlay_update_unmeasured(struct kernels *table); /* update_avx512.c, compiled once more */
 
 struct row {
     char name[96];
     double bytes; /* moved for an element */
     double ns[ROUNDS_MAX];
+    struct policy policy;          /* of an update */
+    const struct kernels *kernels; /* of an update, or NULL: a copy */
 };
 
 struct bench {
@@ -58,8 +66,9 @@ static double copy_ns(struct bench *b, bool stream)
     return (now_ns() - begin) / (double)b->n;
 }
 
-static double update_ns(struct bench *b, const struct policy *policy)
+static double update_ns(struct bench *b, const struct row *row)
 {
+    const struct policy *policy = &row->policy;
     char *at = b->state;
     void *arrays[3][2];
     enum dtype dtypes[3][2] = {{weight_storage[policy->weight][0], weight_storage[policy->weight][1]},
@@ -71,21 +80,21 @@ static double update_ns(struct bench *b, const struct policy *policy)
             if (arrays[part][extra])
                 at += b->n * (int64_t)dtype_bytes(dtypes[part][extra]) / (part > 0 && extra ? Q8_GROUP : 1);
         }
-    struct state_view view = {policy->weight, policy->m,    policy->v,    arrays[0][0], arrays[0][1],
-                              arrays[1][0],   arrays[1][1], arrays[2][0], arrays[2][1]};
+    struct state_view view = {.w_format = policy->weight,
+                              .m_format = policy->m,
+                              .v_format = policy->v,
+                              .w = arrays[0][0],
+                              .w_extra = arrays[0][1],
+                              .m = arrays[1][0],
+                              .m_extra = arrays[1][1],
+                              .v = arrays[2][0],
+                              .v_extra = arrays[2][1]};
     struct optimizer_settings settings = optimizer_settings_default();
     struct update_scalars scalars = optimizer_scalars(&settings, 1e-4, 1.0, 5, 5, 0, true);
     double begin = now_ns();
-    b->device.kernels->update(b->device.queue, b->measures, &view,
-                              b->gradients[policy->accumulate == DTYPE_BF16], policy->accumulate, b->n, 0,
-                              &scalars, b->scratch);
+    row->kernels->update(b->device.queue, b->measures, &view, b->gradients[policy->accumulate == DTYPE_BF16],
+                         policy->accumulate, b->n, 0, &scalars, b->scratch);
     return (now_ns() - begin) / (double)b->n;
-}
-
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 static void fill(struct bench *b)
@@ -95,9 +104,7 @@ static void fill(struct bench *b)
     b->device.kernels->cast(b->device.queue, b->gradients[1], b->gradients[0], b->n, DTYPE_BF16, DTYPE_F32);
 }
 
-int main(int argc, char **argv)
-{
-    static const char *const policies[] = {"fp32-master",
+static const char *const POLICY_TEXTS[] = {"fp32-master",
                                            "fp32-master+accumulate=bf16",
                                            "fp32-lean",
                                            "fp32-q8",
@@ -107,7 +114,56 @@ int main(int argc, char **argv)
                                            "bf16",
                                            "bf16+m=fp32+v=fp32",
                                            "fp32-master+m=bf16+v=bf16"};
-    enum { POLICIES = sizeof policies / sizeof *policies };
+enum { POLICIES = sizeof POLICY_TEXTS / sizeof *POLICY_TEXTS, COPIES = 2, ROWS = COPIES + 1 + POLICIES };
+enum { UNMEASURED = COPIES };
+
+static bool rows_fill(struct row rows[ROWS], const struct kernels *kernels, const struct kernels *unmeasured)
+{
+    rows[0] = (struct row){.name = "copy, memcpy", .bytes = 12};
+    rows[1] = (struct row){.name = "copy, non-temporal", .bytes = 12};
+    for (int i = COPIES; i < ROWS; i++) {
+        const char *text = i == UNMEASURED ? POLICY_TEXTS[0] : POLICY_TEXTS[i - UNMEASURED - 1];
+        struct err err = ERR_INIT;
+        rows[i] = (struct row){.kernels = i == UNMEASURED ? unmeasured : kernels};
+        if (!policy_parse(&rows[i].policy, text, NULL, &err))
+            return false;
+        snprintf(rows[i].name, sizeof rows[i].name, "%s%s", text, i == UNMEASURED ? ", unmeasured" : "");
+        rows[i].bytes =
+            2 * policy_bytes_per_parameter(&rows[i].policy) + (double)dtype_bytes(rows[i].policy.accumulate);
+    }
+    return true;
+}
+
+static void measure(struct bench *b, struct row rows[ROWS], int rounds)
+{
+    for (int round = -1; round < rounds; round++)
+        for (int i = 0; i < ROWS; i++) {
+            if (rows[i].kernels) {
+                device_zero(&b->device, b->state, (size_t)b->n * 12);
+                update_ns(b, &rows[i]); /* from zeros: sane values for the timed one */
+            }
+            double ns = rows[i].kernels ? update_ns(b, &rows[i]) : copy_ns(b, i == 1);
+            if (round >= 0)
+                rows[i].ns[round] = ns;
+        }
+}
+
+static void print(const struct bench *b, const struct row rows[ROWS], int rounds)
+{
+    printf("{\"elements\": %lld, \"threads\": %d, \"rows\": [", (long long)b->n, b->threads);
+    for (int i = 0; i < ROWS; i++) {
+        printf("%s\n{\"name\": \"%s\", \"bytes\": %.4g, \"ns\": [", i ? "," : "", rows[i].name,
+               rows[i].bytes);
+        for (int round = 0; round < rounds; round++)
+            printf("%s%.5f", round ? ", " : "", rows[i].ns[round]);
+        printf("]}");
+    }
+    printf("]}\n");
+}
+
+int main(int argc, char **argv)
+{
+    static struct row rows[ROWS];
     struct bench b = {.n = (argc > 1 ? atoll(argv[1]) : 16384) << 10};
     int rounds = argc > 2 ? atoi(argv[2]) : 15;
     char why[256];
@@ -120,41 +176,13 @@ int main(int argc, char **argv)
     b.gradients[1] = device_allocate(&b.device, (size_t)b.n * 2);
     b.scratch = device_allocate(&b.device, b.device.kernels->update_scratch(b.n));
     b.measures = device_allocate(&b.device, sizeof *b.measures);
-    if (!b.state || !b.gradients[0] || !b.gradients[1] || !b.scratch || !b.measures)
+    struct kernels unmeasured = *b.device.kernels;
+    overlay_update_unmeasured(&unmeasured);
+    if (!b.state || !b.gradients[0] || !b.gradients[1] || !b.scratch || !b.measures ||
+        !rows_fill(rows, b.device.kernels, &unmeasured))
         return 1;
-    static struct row rows[ROWS_MAX] = {{.name = "copy, memcpy", .bytes = 12},
-                                        {.name = "copy, non-temporal", .bytes = 12}};
-    struct policy parsed[POLICIES];
-    for (int p = 0; p < POLICIES; p++) {
-        struct err err = ERR_INIT;
-        if (!policy_parse(&parsed[p], policies[p], NULL, &err))
-            return 1;
-        snprintf(rows[2 + p].name, sizeof rows[2 + p].name, "%s", policies[p]);
-        rows[2 + p].bytes =
-            2 * policy_bytes_per_parameter(&parsed[p]) + (double)dtype_bytes(parsed[p].accumulate);
-    }
     fill(&b);
-    for (int round = -1; round < rounds; round++) /* the first warms up */
-        for (int i = 0; i < 2 + POLICIES; i++) {
-            if (i >= 2)
-                device_zero(&b.device, b.state, (size_t)b.n * 12);
-            if (i >= 2)
-                update_ns(&b, &parsed[i - 2]); /* from zeros: sane values for the timed one */
-            double ns = i < 2 ? copy_ns(&b, i == 1) : update_ns(&b, &parsed[i - 2]);
-            if (round >= 0)
-                rows[i].ns[round] = ns;
-        }
-    double best_copy = 0;
-    printf("%s, %d threads, %lld elements, %d rounds\n", b.device.description, b.threads, (long long)b.n,
-           rounds);
-    printf("%-32s %10s %10s %10s %12s %12s\n", "", "B/element", "ns median", "ns best", "GB/s median",
-           "of the copy");
-    for (int i = 0; i < 2 + POLICIES; i++) {
-        qsort(rows[i].ns, (size_t)rounds, sizeof(double), compare_doubles);
-        double median = rows[i].ns[rounds / 2], rate = rows[i].bytes / rows[i].ns[0];
-        best_copy = i < 2 && rate > best_copy ? rate : best_copy;
-        printf("%-32s %10.3f %10.4f %10.4f %12.1f %12.2f\n", rows[i].name, rows[i].bytes, median,
-               rows[i].ns[0], rate, rate / best_copy);
-    }
+    measure(&b, rows, rounds);
+    print(&b, rows, rounds);
     return 0;
 }
