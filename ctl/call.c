@@ -158,6 +158,19 @@ static bool global_option(struct call *call, struct reader *reader, const char *
     return true;
 }
 
+bool call_add_setting(struct call *call, const char *name, const char *value, struct err *err)
+{
+    if (call->setting_count == CALL_SETTINGS)
+        return err_set(err, ERR_INVALID, "more than %d settings", CALL_SETTINGS);
+    size_t bytes = strlen(name) + strlen(value) + 2;
+    char *setting = malloc(bytes);
+    if (!setting)
+        return err_set(err, ERR_MEMORY, "no memory for a setting");
+    snprintf(setting, bytes, "%s=%s", name, value);
+    call->settings[call->setting_count++] = setting;
+    return true;
+}
+
 static bool add_setting(struct call *call, struct reader *reader, const struct key *key, const char *name,
                         const char *attached, struct err *err)
 {
@@ -167,16 +180,8 @@ static bool add_setting(struct call *call, struct reader *reader, const struct k
         if (!take_value(reader, name, attached, &value, err))
             return false;
     }
-    if (call->setting_count == CALL_SETTINGS)
-        return err_set(err, ERR_INVALID, "more than %d settings", CALL_SETTINGS);
     call_keys(call->command->keys, &count, &prefix);
-    size_t bytes = strlen(key->name) + strlen(value) + 2;
-    char *setting = malloc(bytes);
-    if (!setting)
-        return err_set(err, ERR_MEMORY, "no memory for a setting");
-    snprintf(setting, bytes, "%s=%s", key->name + strlen(prefix), value);
-    call->settings[call->setting_count++] = setting;
-    return true;
+    return call_add_setting(call, key->name + strlen(prefix), value, err);
 }
 
 static bool unknown_option(const struct call *call, const char *name, struct err *err)

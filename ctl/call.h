@@ -74,6 +74,9 @@ const char *call_option(const struct call *call, const char *name); /* NULL: not
 bool call_integer(const struct call *call, const char *name, int64_t least, int64_t most, int64_t *value,
                   struct err *err) MUST_USE; /* leaves *value alone when not said */
 
+/* "name=value" beside what the command line said. */
+bool call_add_setting(struct call *call, const char *name, const char *value, struct err *err) MUST_USE;
+
 /* The key table behind `keys`, and the prefix its names have there ("schedule."). */
 const struct key *call_keys(enum keys_of keys, size_t *count, const char **prefix);
 

@@ -71,6 +71,16 @@ int cmd_checkpoint_delete(struct call *call)
     return show(call, &request, "deleted");
 }
 
+/* Of a manifest that cannot be read nothing is known: no number rather than -1. */
+static void forget_unknown(json_t *list)
+{
+    static const char *const numbers[] = {"step", "total_steps", "bytes"};
+    for (size_t i = 0; i < json_array_size(list); i++)
+        for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++)
+            if (json_integer_value(json_object_get(json_array_get(list, i), numbers[n])) < 0)
+                json_object_set_new(json_array_get(list, i), numbers[n], json_null());
+}
+
 int cmd_checkpoint_list(struct call *call)
 {
     static const struct column columns[] = {
@@ -78,13 +88,14 @@ int cmd_checkpoint_list(struct call *call)
         {"run", "run", AS_TEXT, 0},         {"policy", "policy", AS_TEXT, 0},
         {"bytes", "bytes", AS_BYTES, 0},    {"health", "health", AS_TEXT, 0},
         {"saved", "saved", AS_TEXT, 0},     {"total_steps", "total_steps", AS_INTEGER, 0},
-        {"problem", "problem", AS_TEXT, 0},
+        {"damaged", "damaged", AS_TEXT, 0},
     };
     struct err err = ERR_INIT;
     json_t *list;
     REQUEST(request, CHECKPOINT_LIST, CheckpointListRequest, checkpoint_list);
     if (!call_ask_json(call, &request, &list, &err))
         return call_fail(call, &err);
+    forget_unknown(json_object_get(list, "checkpoints"));
     output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(list, "checkpoints"),
                 list);
     json_decref(list);

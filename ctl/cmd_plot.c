@@ -64,20 +64,28 @@ static bool add_run(struct plot *plot, const char *folder, const char *run, stru
     return fine;
 }
 
-/* The system's viewer, left to itself. */
-static bool open_viewer(const char *path, struct err *err)
+static bool is_set(const char *variable)
+{
+    const char *value = getenv(variable);
+    return value && value[0];
+}
+
+/* The system's viewer, left to itself. The picture is written: where there is no desktop, a note is enough.
+ */
+static void open_viewer(const struct call *call, const char *path)
 {
     extern char **environ;
     char program[] = "xdg-open", file[LIMIT_PATH_BYTES];
     char *arguments[] = {program, file, NULL};
     pid_t child;
     snprintf(file, sizeof file, "%s", path);
+    if (!is_set("DISPLAY") && !is_set("WAYLAND_DISPLAY")) {
+        call_note(call, "there is no desktop here to show it on: open %s elsewhere", path);
+        return;
+    }
     int failed = posix_spawnp(&child, program, NULL, NULL, arguments, environ);
-    if (failed == 0)
-        return true;
-    err_set(err, ERR_NOT_FOUND, "no viewer could be started for %s", path);
-    err_why(err, "xdg-open: %s", strerror(failed));
-    return err_hint(err, "open it by hand");
+    if (failed != 0)
+        call_note(call, "no viewer could be started (xdg-open: %s): open %s by hand", strerror(failed), path);
 }
 
 /* "A,B,…" or NULL, the latest; *first is the first one's name. */
@@ -128,6 +136,7 @@ int cmd_plot(struct call *call)
     } else if (fine) {
         puts(path);
     }
-    fine = fine && (call_option(call, "open") == NULL || open_viewer(path, &err));
+    if (fine && call_option(call, "open"))
+        open_viewer(call, path);
     return fine ? EXIT_DONE : call_fail(call, &err);
 }

@@ -159,9 +159,14 @@ int cmd_set_schedule(struct call *call)
     json_t *result;
     REQUEST(request, SET_SCHEDULE, SetScheduleRequest, set_schedule);
     REQUEST(look, SCHEDULE, ScheduleRequest, schedule);
+    int64_t steps = 0;
+    if (!call_integer(call, "steps", 1, 1000000000000, &steps, &err))
+        return call_fail(call, &err);
+    if (steps > 0 && !call_add_setting(call, "steps", call_option(call, "steps"), &err))
+        return call_fail(call, &err);
     if (call->setting_count == 0) {
         err_set(&err, ERR_INVALID, "set-schedule was told nothing to set");
-        err_hint(&err, "name at least one setting: --kind linear, --min-lr 1e-6, …");
+        err_hint(&err, "name at least one setting: --steps 500, --kind linear, --min-lr 1e-6, …");
         return call_fail(call, &err);
     }
     request_body.settings = call->settings;
@@ -170,6 +175,9 @@ int cmd_set_schedule(struct call *call)
     if (!call_ask_json(call, &request, &result, &err))
         return call_fail(call, &err);
     if (!request_body.dry_run) {
+        const char *text = json_string_value(json_object_get(result, "text"));
+        if (text && text[0])
+            call_note(call, "note: %s", text);
         json_decref(result);
         if (!call_ask_json(call, &look, &result, &err))
             return call_fail(call, &err);

@@ -9,17 +9,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static bool push_setting(struct call *call, const char *name, const char *value, struct err *err)
-{
-    size_t bytes = strlen(name) + strlen(value) + 2;
-    char *setting = call->setting_count < CALL_SETTINGS ? malloc(bytes) : NULL;
-    if (!setting)
-        return err_set(err, ERR_INVALID, "more than %d settings", CALL_SETTINGS);
-    snprintf(setting, bytes, "%s=%s", name, value);
-    call->settings[call->setting_count++] = setting;
-    return true;
-}
-
 /* The daemon is elsewhere: paths become absolute, --compute a part of the policy. */
 static bool settle(struct call *call, struct recipe *recipe, struct err *err)
 {
@@ -27,13 +16,13 @@ static bool settle(struct call *call, struct recipe *recipe, struct err *err)
     const char *compute = call_option(call, "compute");
     if (!getcwd(here, sizeof here))
         return err_errno(err, "cannot tell the present folder");
-    if (!recipe_paths_absolute(recipe, here, err) || !push_setting(call, "data", recipe->data, err))
+    if (!recipe_paths_absolute(recipe, here, err) || !call_add_setting(call, "data", recipe->data, err))
         return false;
-    if (recipe->evaluate.data[0] && !push_setting(call, "evaluate.data", recipe->evaluate.data, err))
+    if (recipe->evaluate.data[0] && !call_add_setting(call, "evaluate.data", recipe->evaluate.data, err))
         return false;
     if (!policy_with_compute(policy, recipe->optimizer.policy, compute, err))
         return false;
-    return !compute || push_setting(call, "optimizer.policy", policy, err);
+    return !compute || call_add_setting(call, "optimizer.policy", policy, err);
 }
 
 /* said: what the daemon said already. */

@@ -119,7 +119,7 @@ struct follow {
     int64_t step, steps;
     double seconds; /* a step, smoothed */
     double printed_s;
-    bool ended;
+    bool ended, changed; /* changed: the run's length may be another now */
 };
 
 static double now_s(void)
@@ -197,6 +197,7 @@ static void on_event(struct follow *f, const Trainerd__Event *event)
         clear_bar(f);
         if (!f->ended && event->state->text[0])
             call_note(f->call, "step %lld: %s", (long long)event->state->step, event->state->text);
+        f->changed = !f->ended;
         break;
     case TRAINERD__EVENT__BODY_DROPPED:
         clear_bar(f);
@@ -218,6 +219,9 @@ static bool look_again(struct follow *f, struct err *err)
     if (!call_ask(f->call, &request, &reply, err))
         return false;
     const char *state = reply->state->state;
+    f->changed = false;
+    if (strcmp(reply->state->run, f->run) == 0)
+        f->steps = reply->state->steps;
     f->ended = strcmp(state, "idle") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "empty") == 0 ||
                strcmp(reply->state->run, f->run) != 0;
     trainerd__reply__free_unpacked(reply, NULL);
@@ -292,7 +296,7 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
             on_event(&f, event);
         if (event)
             trainerd__event__free_unpacked(event, NULL);
-        else if (there && !follow_interrupted())
+        if (there && (!event || f.changed) && !f.ended && !follow_interrupted())
             there = look_again(&f, &err);
         if (there && now_s() > deadline)
             there = err_set(&err, ERR_TIMEOUT, "%s goes on after %g s", run, call->timeout_s);

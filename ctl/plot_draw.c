@@ -45,8 +45,10 @@ bool plot_panel_add(struct plot_panel *panel, const char *name, const json_t *st
     size_t count = json_array_size(steps);
     if (panel->curve_count == PLOT_CURVES)
         return err_set(err, ERR_INVALID, "a picture holds at most %d curves", PLOT_CURVES);
-    if (count == 0)
-        return err_set(err, ERR_INVALID, "%s has no steps to draw", name);
+    if (count == 0) {
+        err_set(err, ERR_NOT_FOUND, "%s has no steps to draw", name);
+        return err_hint(err, "trainctl runs shows how far each run came");
+    }
     struct plot_curve *curve = &panel->curves[panel->curve_count];
     double *x = calloc(count, sizeof *x), *y = calloc(count, sizeof *y);
     if (x == NULL || y == NULL) {

@@ -320,23 +320,8 @@ static bool from_set_optimizer(struct command *to, const Trainerd__Request *requ
                      "the policy", err);
 }
 
-/* The present schedule as a recipe would state it, in absolute steps. */
-static struct schedule_settings present_schedule(const struct schedule *now)
-{
-    struct schedule_settings said = schedule_settings_default();
-    bool decays = now->kind == SCHEDULE_COSINE || now->kind == SCHEDULE_LINEAR;
-    said.kind = now->kind;
-    said.warmup_ratio = -1;
-    said.warmup_steps = now->warmup;
-    said.warmup_init = now->warmup_init;
-    said.min_lr = now->min_lr;
-    said.decay_steps = decays && now->decay_end != now->steps ? now->decay_end : -1;
-    said.wsd_decay = now->kind == SCHEDULE_WSD ? now->wsd_decay : -1;
-    return said;
-}
-
-/* What is named replaces, and takes with it what it contradicts: a ratio the steps, a kind the other kinds'
- * lengths. */
+/* What is named replaces, and takes with it what it contradicts: a ratio the warm-up's steps, a kind the
+ * other kinds' lengths. A decay that ended with the run ends with it again when `steps` moves the end. */
 static bool merge_schedule(struct recipe *recipe, char *const *settings, size_t count, struct err *err)
 {
     size_t key_count;
@@ -348,7 +333,7 @@ static bool merge_schedule(struct recipe *recipe, char *const *settings, size_t 
         const char *value = NULL;
         if (!split_setting(settings[i], name, &value, err))
             return false;
-        snprintf(full, sizeof full, "schedule.%s", name);
+        snprintf(full, sizeof full, "%s%s", strcmp(name, "steps") == 0 ? "" : "schedule.", name);
         if (!keys_set(keys, key_count, recipe, NULL, full, value, 0, err))
             return false;
         said_ratio |= strcmp(name, "warmup_ratio") == 0;
@@ -381,11 +366,17 @@ static bool from_set_schedule(struct command *to, const Trainerd__Request *reque
     }
     struct recipe recipe;
     recipe_init(&recipe);
-    recipe.schedule = present_schedule(&snapshot->schedule);
+    recipe.schedule = schedule_settings_of(&snapshot->schedule);
+    recipe.steps = snapshot->schedule.steps;
     if (!merge_schedule(&recipe, wanted->settings, wanted->n_settings, err))
         return false;
+    if (recipe.steps <= snapshot->step) {
+        err_set(err, ERR_INVALID, "steps %lld is not beyond what the run has finished, %lld steps",
+                (long long)recipe.steps, (long long)snapshot->step);
+        return err_hint(err, "steps are absolute, counted from the run's start; trainctl stop ends it here");
+    }
     return schedule_resolve(&to->u.set_schedule.schedule, &recipe.schedule, snapshot->schedule.lr,
-                            snapshot->schedule.steps, err);
+                            recipe.steps, err);
 }
 
 /* A checkpoint is a name in the checkpoint folder; "" lets the engine choose. */

@@ -128,6 +128,10 @@ static void fill_checkpoint(Trainerd__Checkpoint *to, struct checkpoint_texts *t
     to->saved = texts->saved;
     to->automatic = from->automatic;
     to->problem = (char *)(uintptr_t)from->problem;
+    if (from->problem[0])
+        to->damaged = to->problem;
+    else if (from->health == CHECKPOINT_CORRUPT)
+        to->damaged = (char *)(uintptr_t) "its files are not what was written: it did not verify";
 }
 
 static struct out *make_checkpoints(struct file_work *job, struct err *err)

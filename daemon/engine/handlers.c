@@ -70,22 +70,32 @@ static bool handle_set_schedule(struct engine *engine, const struct command *com
                                 struct command_result *result, struct err *err)
 {
     const struct schedule *schedule = &command->u.set_schedule.schedule;
-    if (schedule->steps <= engine->run.k) {
+    struct run *run = &engine->run;
+    if (schedule->steps <= run->k) {
         err_set(err, ERR_INVALID, "the schedule ends at step %lld, and the run is at %lld",
-                (long long)schedule->steps, (long long)engine->run.k);
+                (long long)schedule->steps, (long long)run->k);
         return err_hint(err, "steps are absolute: give one beyond the present, or `trainctl stop`");
     }
-    if (schedule->steps != engine->run.steps && engine->run.recipe.steps < 0) {
-        err_set(err, ERR_INVALID, "this run's length is set by its epochs (%lld steps), not by the schedule",
-                (long long)engine->run.steps);
-        return err_hint(err, "keep steps at %lld, or train with `steps:`", (long long)engine->run.steps);
+    if (schedule->steps != run->steps) {
+        if (run->recipe.epochs >= 0)
+            snprintf(result->text, sizeof result->text,
+                     "the run ends after %lld steps now, no longer with its epochs",
+                     (long long)schedule->steps);
+        run->recipe.epochs = -1;
+        run->recipe.steps = schedule->steps;
     }
-    engine->run.schedule = *schedule;
-    engine->run.settings.lr = schedule->lr;
-    engine->run.steps = schedule->steps;
-    if (engine->run.recipe.steps >= 0)
-        engine->run.recipe.steps = schedule->steps;
-    schedule_note(schedule, result->text, sizeof result->text);
+    run->schedule = *schedule;
+    run->settings.lr = schedule->lr;
+    run->steps = schedule->steps;
+    run->recipe.schedule = schedule_settings_of(schedule); /* the checkpoint's recipe agrees with itself */
+    run->recipe.optimizer.lr = schedule->lr;
+    if (engine->comm->rank == 0)
+        runlog_describe(engine, run, "running");
+    if (engine->has_later && engine->later_step >= run->steps)
+        engine_warn(engine, "set-optimizer %s waits for step %lld, which the run no longer reaches",
+                    engine->later.u.set_optimizer.policy, (long long)engine->later_step);
+    engine_note(engine, "the schedule was changed: %s over %lld steps", schedule_kind_name(schedule->kind),
+                (long long)run->steps);
     return true;
 }
 

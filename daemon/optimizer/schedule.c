@@ -135,6 +135,19 @@ bool schedule_resolve(struct schedule *schedule, const struct schedule_settings 
     return true;
 }
 
+struct schedule_settings schedule_settings_of(const struct schedule *s)
+{
+    struct schedule_settings said = schedule_settings_default();
+    bool decays = s->kind == SCHEDULE_COSINE || s->kind == SCHEDULE_LINEAR;
+    said.kind = s->kind;
+    said.warmup_steps = s->warmup;
+    said.warmup_init = s->warmup_init;
+    said.min_lr = s->min_lr;
+    said.decay_steps = decays && s->decay_end != s->steps ? s->decay_end : -1;
+    said.wsd_decay = s->kind == SCHEDULE_WSD ? s->wsd_decay : -1;
+    return said;
+}
+
 double schedule_multiplier(const struct schedule *s, int64_t k)
 {
     double low = s->min_lr / s->lr, end = (double)s->decay_end, warmup = (double)s->warmup, at = (double)k;

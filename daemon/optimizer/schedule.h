@@ -63,6 +63,9 @@ struct schedule_settings schedule_settings_default(void); /* cosine to 0, no war
 bool schedule_resolve(struct schedule *schedule, const struct schedule_settings *settings, double lr,
                       int64_t steps, struct err *err) MUST_USE;
 
+/* As a recipe would state it, in absolute steps: resolved again with the same lr and N it is the same. */
+struct schedule_settings schedule_settings_of(const struct schedule *schedule);
+
 double schedule_multiplier(const struct schedule *schedule, int64_t k); /* f(k), k >= 0; constant from N on */
 double schedule_lr(const struct schedule *schedule, int64_t k);         /* lr * f(k) */
 

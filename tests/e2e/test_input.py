@@ -124,6 +124,27 @@ def test_a_damaged_checkpoint(world):
     need(world.weights("again") == weights, "the checkpoint does not hold the weights")
 
 
+@bounded(90)
+def test_a_damaged_manifest_in_the_list(world):
+    """Listed as damaged, with the reason; nothing is known of its numbers."""
+    world.start(1)
+    folders = [world.json("checkpoint", "save", name)["path"] for name in ("good", "cut", "flipped")]
+    os.truncate(os.path.join(folders[1], "manifest.json"), 40)
+    shard = next(name for name in sorted(os.listdir(folders[2])) if name.endswith(".safetensors"))
+    with open(os.path.join(folders[2], shard), "r+b") as data:
+        data.seek(-1, os.SEEK_END)
+        last = data.read(1)
+        data.seek(-1, os.SEEK_END)
+        data.write(bytes([last[0] ^ 1]))
+    world.refused("checkpoint", "verify", "flipped")
+    rows = {row["name"]: row for row in world.json("checkpoint", "list")["checkpoints"]}
+    need(rows["good"]["damaged"] == "" and rows["good"]["step"] == 0, f"good: {rows['good']}")
+    need(rows["cut"]["damaged"] and rows["cut"]["step"] is None and rows["cut"]["bytes"] is None, f"cut: {rows['cut']}")
+    need(rows["flipped"]["damaged"] and rows["flipped"]["health"] == "corrupt", f"flipped: {rows['flipped']}")
+    table = world.ctl("checkpoint", "list").out
+    need(" -1" not in table and "manifest.json" in table, f"the table: {table}")
+
+
 @bounded(120)
 def test_a_disk_that_is_full(world):
     """Files may not grow beyond a few kilobytes, as on a full disk: refused, nothing half-written, the state unharmed."""

@@ -125,6 +125,32 @@ def test_waiting_for_a_start(world):
     need("busy" in seen, "the load was too quick to be seen")
 
 
+@bounded(90)
+def test_the_length_of_a_run(world):
+    """set-schedule --steps: absolute, beyond the present; the decay ends with the run as before; also across a checkpoint."""
+    world.dataset()
+    world.start(1)
+    for length in ({"steps": 100000}, {"steps": None, "epochs": 10000}):
+        world.ctl("train", world.recipe(schedule={"kind": "cosine", "warmup_steps": 4}, **length))
+        world.ctl("wait", "--step", "10", timeout=60)
+        world.ctl("pause")
+        at = world.status()["step"]
+        world.refused("set-schedule", "--steps", str(at), says=(f"{at} steps",))
+        world.refused("set-schedule", "--steps", "soon", code=2)
+        planned = world.json("set-schedule", "--steps", str(at + 20), "--dry-run")
+        need(planned["steps"] == at + 20 and world.status()["steps"] > at + 20, f"a dry run changed the length: {planned}")
+        changed = world.json("set-schedule", "--steps", str(at + 20), "--min-lr", "1e-5")
+        need(changed["steps"] == changed["decay_steps"] == at + 20 and changed["warmup_steps"] == 4, f"set-schedule says {changed}")
+        need(world.json("schedule")["rows"][-1]["step"] == at + 19, "schedule shows another length")
+        world.json("checkpoint", "save", "shorter")
+        world.json("checkpoint", "load", "shorter")
+        world.ctl("resume")
+        world.ctl("wait", timeout=60)
+        need(world.events()[-1]["step"] == at + 20, f"ended at step {world.events()[-1]['step']}, wanted {at + 20}")
+        need(world.json("runs")["runs"][-1]["state"] == "done", "it reached its end and is not done")
+        world.json("checkpoint", "delete", "shorter")
+
+
 @bounded(120)
 def test_one_command_for_batch_systems(world):
     """--run: train, save, exit 0; a run that stops short of its target exits 5."""

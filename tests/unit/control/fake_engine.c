@@ -207,6 +207,7 @@ static void obey(struct fake_engine *engine, const struct command *command, stru
         break;
     case COMMAND_SET_SCHEDULE:
         engine->schedule = command->u.set_schedule.schedule;
+        engine->run_steps = engine->schedule.steps;
         publish(engine);
         break;
     case COMMAND_SHUTDOWN:

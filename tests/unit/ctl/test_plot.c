@@ -49,7 +49,7 @@ static void test_no_steps_are_refused(void **state)
     struct err err = ERR_INIT;
     struct plot plot = {.panel_count = 1};
     json_t *steps = json_array();
-    check_refused(plot_panel_add(&plot.panels[0], "a run", steps, "loss", &err), &err, ERR_INVALID);
+    check_refused(plot_panel_add(&plot.panels[0], "a run", steps, "loss", &err), &err, ERR_NOT_FOUND);
     json_decref(steps);
     plot_done(&plot);
 }

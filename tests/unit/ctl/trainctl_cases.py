@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,10 @@ def story_of_a_run(folder):
     check(status["policy"]["bytes_per_parameter"] == 12, "policy is an object")
     code, out, _ = run("-o", "json", "schedule")
     check(code == 0 and len(json.loads(out)["rows"]) == 40, "schedule has a row a step")
+    longer = ask("set-schedule", "--steps", "45", "--dry-run")
+    check(longer["steps"] == 45 and longer["decay_steps"] == 45, f"set-schedule --steps: {longer}")
+    code, _, err = run("set-schedule", "--steps", "2")
+    check(code == 1 and "is not beyond" in err, f"steps that are past: {code} {err}")
     ask("set-optimizer", "bf16", "--yes")
     ask("resume")
     check(run("wait", "--state", "idle")[0] == 0, "wait --state idle")
@@ -216,6 +221,25 @@ def story_of_metrics(name):
     check(code == 0 and len(out.splitlines()) == 6, f"--tensor --follow of a run that is over: {code} {out}")
 
 
+def story_of_a_picture(name):
+    """plot --open where there is no desktop: the picture is written, a note says where, exit 0."""
+    here = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    for environment in (here, {**here, "DISPLAY": ":77", "PATH": no_viewer()}):
+        done = subprocess.run([TRAINCTL, "plot", "--run", name, "--out", "p.svg", "--open"], capture_output=True, text=True,
+                              timeout=60, check=False, env=environment)
+        check(done.returncode == 0 and os.path.getsize("p.svg") > 0 and done.stdout.strip().endswith("p.svg") and
+              "p.svg" in done.stderr, f"plot --open without a desktop: {done}")
+        os.remove("p.svg")
+
+
+def no_viewer():
+    """A PATH with gnuplot and without xdg-open."""
+    os.makedirs("bin", exist_ok=True)
+    if not os.path.exists("bin/gnuplot"):
+        os.symlink(shutil.which("gnuplot"), "bin/gnuplot")
+    return os.path.abspath("bin")
+
+
 def story_of_a_run_cut_off():
     """Its events stand; following it ends; it is not called running by those who find no daemon."""
     folder = os.path.join("trainerd", "runs", "run-9")
@@ -224,7 +248,8 @@ def story_of_a_run_cut_off():
         json.dump({"run": "run-9", "state": "running", "step": 0, "steps": 50, "started": "2027-01-01T00:00:00Z"}, text)
     with open(os.path.join(folder, "events.jsonl"), "w", encoding="utf-8") as lines:
         for step in range(1, 6):
-            lines.write(json.dumps({"run": "run-9", "step": step, "loss": 1 / step, "lr": 1e-3}) + "\n")
+            lines.write(json.dumps({"event": "step", "run": "run-9", "step": step, "loss": 1 / step, "lr": 1e-3,
+                                    "grad_norm": 1, "update_quality": 1, "policy": "fp32-master"}) + "\n")
         lines.write('{"run": "run-9", "st')
     last = ask("runs")["runs"][-1]
     check(last["state"] == "interrupted" and last["step"] == 5 and last["loss"] == 0.2, f"a run cut off: {last}")
@@ -259,6 +284,7 @@ def main():
         check(len(ask("metrics", "--run", name)) == 40, "metrics outlive the daemon")
         check(len(ask("runs")["runs"]) == 4, "runs outlive the daemon")
         story_of_a_run_cut_off()
+        story_of_a_picture("run-9")
     print(f"trainctl: {'all' if not failures else failures} cases {'passed' if not failures else 'FAILED'}")
     return 1 if failures else 0
 
