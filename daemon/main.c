@@ -164,7 +164,7 @@ static bool first_commands(struct daemon *d, struct err *err)
         return false;
     if (!path[0]) {
         struct err none = ERR_INIT;
-        if (!load_newest(&d->engine, &result, &none) && none.code != ERR_NOT_FOUND) {
+        if (!load_newest(&d->engine, "", &result, &none) && none.code != ERR_NOT_FOUND) {
             *err = none;
             return false;
         }
@@ -182,6 +182,7 @@ static bool first_commands(struct daemon *d, struct err *err)
         free(text);
         if (!comm_agree(&d->comm, err))
             return false;
+        comm_broadcast(&d->comm, &command, sizeof command); /* hosts may hold different files of that name */
     }
     return engine_execute(&d->engine, &command, &result, err);
 }
@@ -209,7 +210,11 @@ static int run_daemon(struct daemon *d, struct err err)
 {
     int status = EXIT_REFUSED;
     meet_kin(d);
-    if (!comm_agree(&d->comm, &err) || !open_state(d, &err))
+    if (!comm_agree(&d->comm, &err))
+        goto refused;
+    comm_broadcast(&d->comm, &d->options,
+                   sizeof d->options); /* environments and --config may differ by host */
+    if (!open_state(d, &err))
         goto refused;
     if (settle_options(d, &err) && open_device(d, &err))
         err_keeps(watch_start(d->comm.rank, d->options.stuck_after, &err));
@@ -219,7 +224,7 @@ static int run_daemon(struct daemon *d, struct err err)
     struct mailbox *mailbox = d->control ? control_mailbox(d->control) : NULL;
     if (comm_agree(&d->comm, &err))
         err_keeps(engine_init(&d->engine, &d->engine_options, &d->comm, &d->device, mailbox, &err));
-    if (!comm_agree(&d->comm, &err))
+    if (!comm_agree(&d->comm, &err) || !engine_check_folder(&d->engine, &err))
         goto refused;
     status = serve(d, &err);
     engine_done(&d->engine);

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 #define ENGINE_WAIT_S 3600.0
 
@@ -83,6 +85,32 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
     engine->starting = true; /* a state that lasts is shown from the loop on, not before */
     engine_publish(engine);
     return true;
+}
+
+bool engine_check_folder(struct engine *engine, struct err *err)
+{
+    const char *folder = engine->options.checkpoint_dir;
+    char path[LIMIT_PATH_BYTES], *text = NULL;
+    uint64_t token = 0;
+    size_t bytes = 0;
+    bool named = file_join(path, sizeof path, folder, ".seen", err);
+    if (engine->comm->rank == 0 && named && getrandom(&token, sizeof token, 0) == sizeof token)
+        err_keeps(file_replace(path, &token, sizeof token, err));
+    if (!comm_agree(engine->comm, err))
+        return false;
+    comm_broadcast(engine->comm, &token, sizeof token);
+    struct err unread = ERR_INIT;
+    if (!file_slurp(path, sizeof token, &text, &bytes, &unread) || bytes != sizeof token ||
+        memcmp(text, &token, sizeof token) != 0) {
+        err_set(err, ERR_INVALID, "the checkpoint folder %s of host %s is not rank 0's", folder,
+                engine->comm->host);
+        err_hint(err, "name one that all hosts share with --checkpoint-dir");
+    }
+    free(text);
+    bool shared = comm_agree(engine->comm, err);
+    if (engine->comm->rank == 0)
+        unlink(path);
+    return shared;
 }
 
 void engine_done(struct engine *engine)

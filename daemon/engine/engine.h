@@ -106,6 +106,8 @@ struct engine {
 /* engine.c */
 bool engine_init(struct engine *engine, const struct engine_options *options, struct comm *comm,
                  struct device *device, struct mailbox *mailbox, struct err *err) MUST_USE;
+/* Collective: every rank must see the checkpoint folder that rank 0 made, by a random file in it. */
+bool engine_check_folder(struct engine *engine, struct err *err) MUST_USE;
 void engine_done(struct engine *engine);
 /* Runs until a shutdown. Returns the exit status: 0, or 5 where a run that `--run` started ended short. */
 int engine_loop(struct engine *engine, bool exit_when_idle);
@@ -160,6 +162,7 @@ bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_ru
 /* save.c */
 bool engine_save(struct engine *engine, const char *name, bool automatic, struct command_result *result,
                  struct err *err) MUST_USE; /* writes, verifies, marks */
+/* policy: "" for the checkpoint's own, or what to convert to before anything is given up. */
 bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy,
                             struct command_result *result, struct err *err) MUST_USE;
 bool engine_verify(struct engine *engine, const char *name, struct err *err) MUST_USE;

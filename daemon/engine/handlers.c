@@ -141,12 +141,12 @@ static bool choose_newest(struct engine *engine, int64_t *from, char name[LIMIT_
                     "save one with `trainctl checkpoint save`, or name another folder with --checkpoint-dir");
 }
 
-bool load_newest(struct engine *engine, struct command_result *result, struct err *err)
+bool load_newest(struct engine *engine, const char *policy, struct command_result *result, struct err *err)
 {
     char name[LIMIT_NAME_BYTES];
     for (int64_t from = 0; choose_newest(engine, &from, name, err);) {
         struct err why = ERR_INIT;
-        if (engine_load_checkpoint(engine, name, "", result, &why))
+        if (engine_load_checkpoint(engine, name, policy, result, &why))
             return true;
         if (why.code != ERR_CORRUPT) {
             *err = why;
@@ -167,10 +167,9 @@ static bool handle_load_checkpoint(struct engine *engine, const struct command *
     if (policy[0] &&
         (!policy_parse(&parsed, policy, NULL, err) || !policy_confirm(&parsed, command->yes, err)))
         return false;
-    if (name[0])
-        return checkpoint_name_check(name, err) && engine_load_checkpoint(engine, name, policy, result, err);
-    return load_newest(engine, result, err) &&
-           (!policy[0] || swap_policy(engine, &parsed, false, result, err));
+    if (!name[0])
+        return load_newest(engine, policy, result, err);
+    return checkpoint_name_check(name, err) && engine_load_checkpoint(engine, name, policy, result, err);
 }
 
 static bool handle_verify(struct engine *engine, const struct command *command, struct command_result *result,

@@ -14,5 +14,7 @@ bool handle_export(struct engine *, const struct command *, struct command_resul
 bool handle_set_optimizer(struct engine *, const struct command *, struct command_result *,
                           struct err *) MUST_USE;
 
-/* The newest checkpoint that opens and verifies; false with ERR_NOT_FOUND where there is none. */
-bool load_newest(struct engine *engine, struct command_result *result, struct err *err) MUST_USE;
+/* The newest checkpoint that opens and verifies; false with ERR_NOT_FOUND where there is none. policy: as for
+ * engine_load_checkpoint. */
+bool load_newest(struct engine *engine, const char *policy, struct command_result *result,
+                 struct err *err) MUST_USE;

@@ -76,9 +76,10 @@ static bool prepare(struct engine *engine, const struct command *command, struct
     if (!swap_reserve(engine, swap, &policy, run->workspace.groups, err))
         return false;
     err_keeps(model_reserve_positions(&engine->body.model, run->positions, err));
-    if (engine->comm->rank == 0)
+    bool reserved = comm_agree(engine->comm, err);
+    if (reserved && engine->comm->rank == 0) /* last: a run that was refused elsewhere leaves no folder */
         err_keeps(runlog_create(engine, run, err));
-    if (comm_agree(engine->comm, err)) {
+    if (reserved && comm_agree(engine->comm, err)) {
         comm_broadcast(engine->comm, run->id, sizeof run->id);
         return true;
     }

@@ -6,6 +6,7 @@
 #include "last_words.h"
 #include "log.h"
 #include "state_json.h"
+#include "swap.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -146,23 +147,27 @@ bool engine_retain(struct engine *engine, struct err *err)
 }
 
 /* Its run's data and memory, beside the present run's. A run that is over has nothing to go on with; one
- * whose data are gone is left out with a warning, since the weights are there all the same. */
-static void open_run(struct engine *engine, struct run *run, struct body *body)
+ * whose data are gone is left out with a warning, since the weights are there all the same. Where only memory
+ * is short the load is refused: whoever makes room can have the run. */
+static bool open_run(struct engine *engine, struct run *run, struct body *body, struct err *err)
 {
-    struct err err = ERR_INIT;
+    struct err why = ERR_INIT;
     if (!run->id[0])
-        return;
+        return true;
     bool over = run->k >= run->steps;
-    if (!over && run_open(engine, run, &body->model, &err)) {
-        err_keeps(model_reserve_positions(&body->model, run->positions, &err));
-        if (comm_agree(engine->comm, &err))
-            return;
+    if (!over && run_open(engine, run, &body->model, &why)) {
+        err_keeps(model_reserve_positions(&body->model, run->positions, &why));
+        if (comm_agree(engine->comm, &why))
+            return true;
     }
     char line[3 * ERR_TEXT_BYTES + 8];
-    if (!over)
+    if (!over && why.code == ERR_MEMORY)
+        *err = why;
+    else if (!over)
         engine_warn(engine, "run %s cannot go on from this checkpoint, its weights can: %s", run->id,
-                    err_line(&err, line, sizeof line));
+                    err_line(&why, line, sizeof line));
     run_done(run);
+    return err->code == ERR_OK;
 }
 
 /* Phase 1: verified, read whole into a new body beside the old one. */
@@ -211,34 +216,64 @@ static bool fit_shard(struct engine *engine, struct body *body, int64_t groups, 
     return true;
 }
 
+/* swap_reserve for a body and a run that the engine does not hold yet. */
+static bool reserve_conversion(struct engine *engine, struct body *body, struct run *run, struct swap *swap,
+                               const struct policy *policy, struct err *err)
+{
+    struct engine present = *engine;
+    engine->body = *body;
+    engine->run = *run;
+    engine->has_run = run->id[0] != '\0';
+    engine->body.shard.params = &engine->body.model.params; /* where it will be */
+    bool reserved = swap_reserve(engine, swap, policy, engine->has_run ? run->workspace.groups : 1, err);
+    *engine = present;
+    return reserved;
+}
+
+/* Phase 1 of a load: everything that can fail, beside what is in use. converts: to *policy. */
+static bool prepare_load(struct engine *engine, const char *name, const struct policy *policy, bool converts,
+                         struct body *body, struct state_read *state, struct swap *swap, struct err *err)
+{
+    if (!read_checkpoint(engine, name, body, state, err))
+        return false;
+    body->optimizer.t = state->t;
+    body->optimizer.total_steps = state->total_steps;
+    if (open_run(engine, &state->run, body, err) &&
+        (!state->run.id[0] || fit_shard(engine, body, state->run.workspace.groups, err)) &&
+        (!converts || reserve_conversion(engine, body, &state->run, swap, policy, err)))
+        return true;
+    run_done(&state->run);
+    body_done(body);
+    return false;
+}
+
+static void warn_other_bits(struct engine *engine, const struct state_read *state)
+{
+    if (strcmp(state->device, engine->device->description) != 0)
+        engine_warn(
+            engine,
+            "the checkpoint was saved on another device (%s): the run goes on, but not with the same bits",
+            state->device);
+    else if (state->lanes != engine->options.lanes && state->run.id[0])
+        engine_warn(
+            engine,
+            "the checkpoint was saved under --lanes %lld: the run goes on, but not with the same bits",
+            (long long)state->lanes);
+}
+
 static bool load(struct engine *engine, const char *name, const char *policy_text,
                  struct command_result *result, struct err *err)
 {
     struct body body = {0};
     struct state_read state = {0};
     struct policy policy;
-    if (policy_text[0] && !policy_parse(&policy, policy_text, NULL, err))
+    struct swap swap = {0};
+    bool converts = policy_text[0] != '\0';
+    if (converts && !policy_parse(&policy, policy_text, NULL, err))
         return false;
-    if (!read_checkpoint(engine, name, &body, &state, err))
+    if (!prepare_load(engine, name, &policy, converts, &body, &state, &swap, err))
         return false;
-    body.optimizer.t = state.t;
-    body.optimizer.total_steps = state.total_steps;
-    if (strcmp(state.device, engine->device->description) != 0)
-        engine_warn(
-            engine,
-            "the checkpoint was saved on another device (%s): the run goes on, but not with the same bits",
-            state.device);
-    else if (state.lanes != engine->options.lanes && state.run.id[0])
-        engine_warn(
-            engine,
-            "the checkpoint was saved under --lanes %lld: the run goes on, but not with the same bits",
-            (long long)state.lanes);
-    open_run(engine, &state.run, &body);
-    if (state.run.id[0] && !fit_shard(engine, &body, state.run.workspace.groups, err)) {
-        run_done(&state.run);
-        body_done(&body);
-        return false;
-    }
+    warn_other_bits(engine, &state);
     if (engine->has_run)
         run_done(&engine->run);
     engine_take_body(engine, &body);
@@ -256,7 +291,9 @@ static bool load(struct engine *engine, const char *name, const char *policy_tex
     struct err log = ERR_INIT;
     if (engine->has_run && engine->comm->rank == 0 && !runlog_reopen(engine, &engine->run, &log))
         log_err("save", &log);
-    return !policy_text[0] || swap_policy(engine, &policy, false, result, err);
+    if (converts)
+        swap_apply(engine, &swap, result);
+    return true;
 }
 
 bool engine_load_checkpoint(struct engine *engine, const char *name, const char *policy_text,

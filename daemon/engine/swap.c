@@ -154,22 +154,28 @@ static int64_t groups_now(const struct engine *engine)
     return engine->has_run ? engine->run.workspace.groups : 1;
 }
 
+void swap_apply(struct engine *engine, struct swap *swap, struct command_result *result)
+{
+    struct optimizer_loss losses[STATE_PART_COUNT];
+    enum dtype before = engine->body.optimizer.policy.compute, after = swap->policy.compute;
+    describe(engine, swap, result);
+    swap_commit(engine, swap, losses);
+    describe_losses(losses, result);
+    add_compute(result, before, after);
+}
+
 bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,
                  struct command_result *result, struct err *err)
 {
     struct swap swap;
-    struct optimizer_loss losses[STATE_PART_COUNT];
-    enum dtype compute = engine->body.optimizer.policy.compute;
     if (!swap_reserve(engine, &swap, policy, groups_now(engine), err))
         return false;
-    describe(engine, &swap, result);
     if (dry_run) {
+        describe(engine, &swap, result);
         swap_cancel(engine, &swap);
-        return true;
+    } else {
+        swap_apply(engine, &swap, result);
     }
-    swap_commit(engine, &swap, losses);
-    describe_losses(losses, result);
-    add_compute(result, compute, policy->compute);
     return true;
 }
 

@@ -16,4 +16,6 @@ struct swap {
 bool swap_reserve(struct engine *engine, struct swap *swap, const struct policy *policy, int64_t groups,
                   struct err *err) MUST_USE;
 void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss losses[STATE_PART_COUNT]);
+void swap_apply(struct engine *engine, struct swap *swap,
+                struct command_result *result); /* commits, and says what was lost */
 void swap_cancel(struct engine *engine, struct swap *swap);

@@ -99,6 +99,20 @@ static bool check_fit(const struct data_source *source, const struct model_confi
     return true;
 }
 
+/* Every rank plans batches from the rows that it maps itself: they must be the same rows. Collective. */
+static bool check_same(struct engine *engine, const struct dataset *dataset, const char *folder,
+                       struct err *err)
+{
+    char hash[DATASET_HASH_BYTES];
+    memcpy(hash, dataset->hash, sizeof hash); /* "" where it was not opened */
+    comm_broadcast(engine->comm, hash, sizeof hash);
+    if (err->code != ERR_OK || strcmp(hash, dataset->hash) == 0)
+        return err->code == ERR_OK;
+    err_set(err, ERR_INVALID, "the dataset %s is not the same on rank 0 and rank %d", folder,
+            engine->comm->rank);
+    return err_hint(err, "use a folder that all hosts share, or copy it whole to each");
+}
+
 #define EVALUATION_BATCH  256  /* sequences, and … */
 #define EVALUATION_TOKENS 4096 /* … tokens a micro-batch: evaluation packs, whatever the recipe does */
 
@@ -117,7 +131,8 @@ struct data_source *source_open(struct engine *engine, const char *folder, const
         loader.micro_batch = recipe->micro_batch;
         loader.max_tokens = recipe->max_tokens;
     }
-    if (dataset_open(&source->dataset, folder, err) &&
+    err_keeps(dataset_open(&source->dataset, folder, err));
+    if (check_same(engine, &source->dataset, folder, err) &&
         order_init(&source->order, &source->dataset, &order, err) &&
         check_fit(source, &model->config, folder, err)) {
         if (!training && source->order.longest > loader.max_tokens)

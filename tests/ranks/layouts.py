@@ -33,11 +33,14 @@ def recipe_text(steps, batch, micro):
             "checkpoint: {every: 0, keep: 1}\n")
 
 
+def environment():
+    return dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                OMPI_MCA_rmaps_base_oversubscribe="1", OMP_NUM_THREADS="1",
+                OMPI_MCA_btl_vader_single_copy_mechanism="none")
+
+
 def launch(ranks, arguments):
-    environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                       OMPI_MCA_rmaps_base_oversubscribe="1", OMP_NUM_THREADS="1",
-                       OMPI_MCA_btl_vader_single_copy_mechanism="none")
-    done = subprocess.run(["mpirun", "-n", str(ranks), PROGRAM, *arguments], env=environment, timeout=300,
+    done = subprocess.run(["mpirun", "-n", str(ranks), PROGRAM, *arguments], env=environment(), timeout=300,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{ranks} ranks, {arguments}: exit {done.returncode}\n{done.stderr[-2000:]}")

@@ -2,9 +2,9 @@
  * commands, then the whole gradient of the first step and the whole weights after the last go to files that
  * the driver (layouts.py) compares tensor by tensor.
  *
- *     ranks_train data DIR                           makes the dataset (rows of many lengths)
- *     ranks_train train OUT DEVICE LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT]
- *     ranks_train resume OUT DEVICE LANES RECOMPUTE THREADS CHECKPOINT
+ *     ranks_train data DIR [other]                   makes the dataset (rows of many lengths), or one unlike
+ * it ranks_train train OUT DEVICE LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT] ranks_train resume
+ * OUT DEVICE LANES RECOMPUTE THREADS CHECKPOINT
  *
  * STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and norm in hexadecimal floating
  * point. */
@@ -30,7 +30,7 @@ static void fail(const struct err *err)
 }
 
 /* 37 rows, 5 to 60 tokens of a vocabulary of 96, about half of them trained; from a linear congruence. */
-static void make_data(const char *folder)
+static void make_data(const char *folder, uint32_t state)
 {
     struct err err = ERR_INIT;
     struct dataset_writer writer = {0};
@@ -38,7 +38,7 @@ static void make_data(const char *folder)
         .tokenizer = "test", .tokenizer_hash = "0", .vocabulary = 96, .cutoff = 64, .overwrite = true};
     if (!dataset_writer_open(&writer, folder, &options, &err))
         fail(&err);
-    uint32_t state = 12345, tokens[64];
+    uint32_t tokens[64];
     uint8_t trained[64];
     for (int row = 0; row < 37; row++) {
         int length = 5 + row * 17 % 56;
@@ -172,8 +172,8 @@ int main(int argc, char **argv)
     struct engine_options options = {.policy = policy_default()};
     struct err err = ERR_INIT;
     char why[256];
-    if (argc == 3 && strcmp(argv[1], "data") == 0) {
-        make_data(argv[2]);
+    if (argc >= 3 && strcmp(argv[1], "data") == 0) {
+        make_data(argv[2], argc > 3 ? 54321 : 12345);
         return 0;
     }
     if (!comm_init(&comm, &argc, &argv, &err) || argc < 8)
