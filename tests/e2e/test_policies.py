@@ -1,8 +1,9 @@
 """Policies: live swaps between all pairs, the measures that tell them apart, compare."""
 import json
+import signal
 
 from bounds import bounded, long
-from harness import POLICIES, need
+from harness import POLICIES, need, until
 
 
 @bounded(240)
@@ -72,15 +73,20 @@ def test_the_fault_shows(world):
     world.dataset()
     world.start(2)
     world.ctl("set-optimizer", "bf16", code=1)
-    recipe = world.recipe(steps=800, optimizer={"policy": "bf16", "lr": 2e-5}, schedule={"kind": "constant"})
+    recipe = world.recipe(steps=1000000, optimizer={"policy": "bf16", "lr": 2e-5}, schedule={"kind": "constant"})
     world.refused("train", recipe, says=("--yes",))
     world.ctl("train", recipe, "--yes")
-    world.ctl("set-optimizer", "fp32-master", "--at-step", "400")
-    world.ctl("wait", "--state", "idle", timeout=90)
+    world.ctl("wait", "--step", "10", timeout=60)
+    world.ctl("pause")
+    at = world.status()["step"]
+    world.ctl("set-optimizer", "fp32-master", "--at-step", str(at + 100))
+    world.ctl("set-schedule", "--steps", str(at + 300))
+    world.ctl("resume")
+    world.ctl("wait", timeout=90)
     events = world.events()
     need(events[4]["lost_update_share"] > 0.2 and events[4]["update_quality"] < 0.95, f"step 5 of bf16: {events[4]}")
-    need(all(e["update_quality"] == 1 for e in events[400:]), "after the swap updates are still lost")
-
+    need(len(events) == at + 300 and all(e["update_quality"] < 1 for e in events[at:at + 100]), "the swap came too early")
+    need(all(e["update_quality"] == 1 for e in events[at + 100:]), "after the swap updates are still lost")
 
 
 @bounded(180)
@@ -107,13 +113,11 @@ def test_compare(world):
 
 @bounded(120)
 def test_compare_restores_after_ctrl_c(world):
-    import signal
-    import time
     world.dataset()
     world.start(2)
     weights = world.weights("before")
     comparing = world.spawn("compare", "--policies", "fp32-master,bf16", world.recipe("c.yaml", steps=100000))
-    time.sleep(3)
+    until(lambda: world.status()["state"] == "running", 30, "its first run runs")
     comparing.send_signal(signal.SIGINT)
     comparing.wait(30)
     need(comparing.returncode != 0, "an interrupted compare ended with 0")
