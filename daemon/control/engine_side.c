@@ -262,6 +262,14 @@ static void fan_out(struct control *control, const struct event *event, int64_t 
     out_release(queued.out);
 }
 
+void engine_side_take_events(struct control *control)
+{
+    struct event event;
+    int64_t dropped;
+    for (int i = 0; i < LIMIT_EVENT_QUEUE && mailbox_take_event(control->mailbox, &event, &dropped); i++)
+        fan_out(control, &event, dropped);
+}
+
 void engine_side_drain(struct control *control)
 {
     struct reply *reply = malloc(sizeof *reply);
@@ -273,10 +281,7 @@ void engine_side_drain(struct control *control)
     }
     free(reply);
     refresh(control);
-    struct event event;
-    int64_t dropped;
-    for (int i = 0; i < LIMIT_EVENT_QUEUE && mailbox_take_event(control->mailbox, &event, &dropped); i++)
-        fan_out(control, &event, dropped);
+    engine_side_take_events(control);
     for (struct session *s = control->sessions, *next; s; s = next) {
         next = s->next;
         session_flush(s);

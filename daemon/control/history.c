@@ -80,20 +80,24 @@ static void send_lines(struct history *history)
         history->count = 0; /* a line that no run writes */
 }
 
-/* Live events that the file told already would be told twice. */
+/* Live events that the file told already would be told twice. The engine writes a step to the file and posts it
+ * right after: the last one that the file told may be in the ring, still in the mailbox, or posted only later, and
+ * is then the next event. */
 static void drop_told(struct session *session, const struct history *history)
 {
     unsigned kept = 0;
+    engine_side_take_events(session->control);
     for (unsigned i = 0; i < session->ring_count; i++) {
         struct queued_event event = session->ring[(session->ring_first + i) % LIMIT_SUBSCRIBER_QUEUE];
-        bool told = event.is_step && (event.step < history->step ||
-                                      (event.step == history->step && event.skipped <= history->skipped));
-        if (told)
+        if (session_told(&event, history->step, history->skipped))
             out_release(event.out);
         else
             session->ring[(session->ring_first + kept++) % LIMIT_SUBSCRIBER_QUEUE] = event;
     }
     session->ring_count = kept;
+    session->told.next = true;
+    session->told.step = history->step;
+    session->told.skipped = history->skipped;
 }
 
 static void finish(struct history *history)

@@ -49,6 +49,10 @@ struct session {
     unsigned ring_first, ring_count;
     int64_t dropped; /* not yet told */
     struct history *history;
+    struct {
+        bool next; /* the history has just ended: the next live event may be the last step that it told */
+        int64_t step, skipped;
+    } told;
 };
 
 /* Somebody who waits for the engine's reply to a ticket. */
@@ -106,6 +110,8 @@ void session_push(struct session *session, const struct queued_event *event); /*
 void session_flush(struct session *session);    /* events, as far as the client reads */
 void session_answered(struct session *session); /* one pending request less; reads on */
 bool session_subscribe(struct session *session, bool follow, struct err *err) MUST_USE;
+/* A step that a history whose last one is (step, skipped) has told. */
+bool session_told(const struct queued_event *event, int64_t step, int64_t skipped);
 
 struct out *out_from_reply(const Trainerd__Reply *reply); /* NULL: no memory */
 struct out *out_from_event(const Trainerd__Event *event);
@@ -119,6 +125,7 @@ bool error_is_retryable(enum err_code code);
 
 /* engine_side.c: what came through the mailbox, and who waits for it. */
 void engine_side_drain(struct control *control);
+void engine_side_take_events(struct control *control); /* into the rings, and no further */
 bool engine_side_submit(struct session *session, const Trainerd__Request *request, struct command *command,
                         struct err *err) MUST_USE;
 void engine_side_shutdown(struct control *control); /* SIGUSR1 */

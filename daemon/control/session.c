@@ -152,11 +152,21 @@ bool session_subscribe(struct session *session, bool follow, struct err *err)
     clear_ring(session);
     session->subscribed = true;
     session->follow = follow;
+    session->told.next = false;
     return true;
+}
+
+bool session_told(const struct queued_event *event, int64_t step, int64_t skipped)
+{
+    return event->is_step && (event->step < step || (event->step == step && event->skipped <= skipped));
 }
 
 void session_push(struct session *session, const struct queued_event *event)
 {
+    bool told = session->told.next && session_told(event, session->told.step, session->told.skipped);
+    session->told.next = false;
+    if (told)
+        return;
     if (session->ring_count == LIMIT_SUBSCRIBER_QUEUE) {
         out_release(session->ring[session->ring_first].out);
         session->ring_first = (session->ring_first + 1) % LIMIT_SUBSCRIBER_QUEUE;

@@ -143,6 +143,8 @@ static void make_step(struct fake_engine *engine)
             engine->run, (long long)engine->step, event.step.loss, event.step.lr, engine->policy.name);
     fflush(engine->jsonl);
     publish(engine);
+    while (atomic_load(&engine->hold_post) && !atomic_load(&engine->stop))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     mailbox_post(engine->box, &event);
     if (engine->step >= engine->run_steps)
         end_run(engine, "done");

@@ -13,6 +13,7 @@ struct fake_engine {
     struct mailbox *box;
     pthread_t thread;
     atomic_bool stop, hold; /* hold: commands are taken and not answered until it is cleared */
+    atomic_bool hold_post;  /* a step is written to its file and not posted until it is cleared */
     atomic_int commands, expired, shutdowns;
     atomic_llong steps_wanted; /* while running: so many more at once */
     double step_s;             /* else one each so often; 0: only as wanted */
