@@ -15,7 +15,6 @@
 #define COMM_STAGING_BYTES ((size_t)4 << 20) /* split over the ranks of a staged collective */
 #define COMM_NAP_NS_MIN    20000
 #define COMM_NAP_NS_MAX    10000000
-#define COMM_AXIS          "d"
 
 static double now_s(void)
 {
@@ -49,6 +48,12 @@ bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err)
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
         provided < MPI_THREAD_FUNNELED)
         return err_set(err, ERR_RANK, "MPI does not start with threads (it offers level %d)", provided);
+    comm->axis = "all";
+    comm->wire = calloc(1, sizeof *comm->wire);
+    MPI_Comm *group = malloc(sizeof *group);
+    INVARIANT(comm->wire && group);
+    *group = MPI_COMM_WORLD;
+    comm->group = group;
     MPI_Comm_rank(MPI_COMM_WORLD, &comm->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &comm->ranks);
     MPI_Comm local;
@@ -68,14 +73,46 @@ bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err)
 
 void comm_done(struct comm *comm)
 {
-    free(comm->staging);
-    comm->staging = NULL;
+    free(comm->wire->staging);
+    free(comm->wire);
+    free(comm->group);
+    *comm = (struct comm){0};
     MPI_Finalize();
+}
+
+static MPI_Comm mpi_of(const struct comm *comm)
+{
+    return *(MPI_Comm *)comm->group;
+}
+
+bool comm_split(struct comm *group, const struct comm *world, const char *axis, int32_t color, int32_t key,
+                struct err *err)
+{
+    MPI_Comm *made = malloc(sizeof *made);
+    INVARIANT(made != NULL);
+    if (MPI_Comm_split(mpi_of(world), color, key, made) != MPI_SUCCESS) {
+        free(made);
+        return err_set(err, ERR_RANK, "MPI cannot make the groups of axis %s", axis);
+    }
+    *group = *world;
+    group->axis = axis;
+    group->group = made;
+    MPI_Comm_rank(*made, &group->rank);
+    MPI_Comm_size(*made, &group->ranks);
+    return true;
+}
+
+void comm_part(struct comm *group)
+{
+    if (group->group)
+        MPI_Comm_free(group->group);
+    free(group->group);
+    *group = (struct comm){0};
 }
 
 void comm_set_device(struct comm *comm, struct device *device)
 {
-    comm->device = device;
+    comm->wire->device = device;
 }
 
 _Noreturn void comm_abort(struct comm *comm, const struct err *err)
@@ -86,15 +123,15 @@ _Noreturn void comm_abort(struct comm *comm, const struct err *err)
     _exit(LAST_WORDS_EXIT);
 }
 
-static double enter(const char *operation, int64_t count)
+static double enter(const struct comm *comm, const char *operation, int64_t count)
 {
-    watch_enter(operation, COMM_AXIS, count);
+    watch_enter(operation, comm->axis, count);
     return now_s();
 }
 
 static void leave(struct comm *comm, double entered_s)
 {
-    comm->seconds += now_s() - entered_s;
+    comm->wire->seconds += now_s() - entered_s;
     watch_leave();
 }
 
@@ -102,10 +139,10 @@ void comm_broadcast(struct comm *comm, void *bytes, size_t count)
 {
     if (comm->ranks == 1)
         return;
-    double entered = enter("broadcast", (int64_t)count);
+    double entered = enter(comm, "broadcast", (int64_t)count);
     for (size_t done = 0; done < count;) {
         size_t piece = count - done < LIMIT_MESSAGE_BYTES ? count - done : LIMIT_MESSAGE_BYTES;
-        MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, 0, MPI_COMM_WORLD);
+        MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, 0, mpi_of(comm));
         done += piece;
     }
     leave(comm, entered);
@@ -117,7 +154,7 @@ void comm_broadcast_idle(struct comm *comm, void *bytes, size_t count)
         return;
     INVARIANT(count < LIMIT_MESSAGE_BYTES);
     MPI_Request request;
-    MPI_Ibcast(bytes, (int)count, MPI_BYTE, 0, MPI_COMM_WORLD, &request);
+    MPI_Ibcast(bytes, (int)count, MPI_BYTE, 0, mpi_of(comm), &request);
     int done = 0;
     for (long nap_ns = COMM_NAP_NS_MIN;
          MPI_Test(&request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done;) {
@@ -132,11 +169,11 @@ void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t
         memmove(all, mine, each);
         return;
     }
-    double entered = enter("all-gather", (int64_t)each);
+    double entered = enter(comm, "all-gather", (int64_t)each);
     INVARIANT(each < LIMIT_MESSAGE_BYTES);
     if ((char *)all + each * (size_t)comm->rank != (const char *)mine)
         memmove((char *)all + each * (size_t)comm->rank, mine, each);
-    MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)each, MPI_BYTE, MPI_COMM_WORLD);
+    MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)each, MPI_BYTE, mpi_of(comm));
     leave(comm, entered);
 }
 
@@ -156,10 +193,10 @@ static int64_t reduce_int(struct comm *comm, int64_t mine, MPI_Op operation)
 {
     if (comm->ranks == 1)
         return mine;
-    double entered = enter("all-reduce", 1);
+    double entered = enter(comm, "all-reduce", 1);
     int64_t result;
     MPI_Allreduce(&mine, &result, 1, MPI_INT64_T, operation,
-                  MPI_COMM_WORLD); /* integers: any order, same bits */
+                  mpi_of(comm)); /* integers: any order, same bits */
     leave(comm, entered);
     return result;
 }
@@ -183,8 +220,8 @@ bool comm_agree(struct comm *comm, struct err *err)
     int64_t failing = comm_max_int(comm, err->code == ERR_OK ? -1 : comm->ranks - 1 - comm->rank);
     if (failing < 0)
         return true;
-    double entered = enter("agreement", 1);
-    MPI_Bcast(err, (int)sizeof *err, MPI_BYTE, comm->ranks - 1 - (int)failing, MPI_COMM_WORLD);
+    double entered = enter(comm, "agreement", 1);
+    MPI_Bcast(err, (int)sizeof *err, MPI_BYTE, comm->ranks - 1 - (int)failing, mpi_of(comm));
     leave(comm, entered);
     return false;
 }
@@ -205,11 +242,11 @@ static MPI_Datatype strided_part(size_t bytes, size_t each)
 static size_t piece_bytes(struct comm *comm, size_t each)
 {
     size_t most = (size_t)LIMIT_MESSAGE_BYTES / (size_t)comm->ranks;
-    if (!comm->device->host_access) {
+    if (!comm->wire->device->host_access) {
         most = COMM_STAGING_BYTES / (size_t)comm->ranks;
-        if (!comm->staging)
-            comm->staging = malloc(COMM_STAGING_BYTES * 2);
-        INVARIANT(comm->staging != NULL);
+        if (!comm->wire->staging)
+            comm->wire->staging = malloc(COMM_STAGING_BYTES * 2);
+        INVARIANT(comm->wire->staging != NULL);
     }
     return each < most ? each : most;
 }
@@ -218,53 +255,55 @@ void comm_all_gather(struct comm *comm, void *all, size_t each)
 {
     if (comm->ranks == 1 || each == 0)
         return;
-    double entered = enter("all-gather", (int64_t)each);
+    double entered = enter(comm, "all-gather", (int64_t)each);
     size_t most = piece_bytes(comm, each);
     char *parts = all;
     for (size_t done = 0; done < each; done += most) {
         size_t piece = each - done < most ? each - done : most;
-        if (comm->device->host_access) {
+        if (comm->wire->device->host_access) {
             MPI_Datatype part = strided_part(piece, each);
-            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, parts + done, 1, part, MPI_COMM_WORLD);
+            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, parts + done, 1, part, mpi_of(comm));
             MPI_Type_free(&part);
         } else {
-            char *mine = comm->staging + piece * (size_t)comm->rank;
-            device_copy_out(comm->device, mine, parts + each * (size_t)comm->rank + done, piece);
-            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, comm->staging, (int)piece, MPI_BYTE,
-                          MPI_COMM_WORLD);
+            char *mine = comm->wire->staging + piece * (size_t)comm->rank;
+            device_copy_out(comm->wire->device, mine, parts + each * (size_t)comm->rank + done, piece);
+            MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, comm->wire->staging, (int)piece, MPI_BYTE,
+                          mpi_of(comm));
             for (size_t r = 0; r < (size_t)comm->ranks; r++)
-                device_copy_in(comm->device, parts + each * r + done, comm->staging + piece * r, piece);
+                device_copy_in(comm->wire->device, parts + each * r + done, comm->wire->staging + piece * r,
+                               piece);
         }
         watch_tick();
     }
-    comm->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    comm->wire->bytes_sent += (int64_t)each * (comm->ranks - 1);
     leave(comm, entered);
 }
 
 void comm_exchange(struct comm *comm, void *to, const void *from, size_t each)
 {
     if (comm->ranks == 1) {
-        device_copy(comm->device, to, from, each);
+        device_copy(comm->wire->device, to, from, each);
         return;
     }
-    double entered = enter("all-to-all", (int64_t)each);
+    double entered = enter(comm, "all-to-all", (int64_t)each);
     size_t most = piece_bytes(comm, each);
     for (size_t done = 0; done < each; done += most) {
         size_t piece = each - done < most ? each - done : most;
-        if (comm->device->host_access) {
+        if (comm->wire->device->host_access) {
             MPI_Datatype part = strided_part(piece, each);
-            MPI_Alltoall((const char *)from + done, 1, part, (char *)to + done, 1, part, MPI_COMM_WORLD);
+            MPI_Alltoall((const char *)from + done, 1, part, (char *)to + done, 1, part, mpi_of(comm));
             MPI_Type_free(&part);
         } else {
-            char *out = comm->staging, *in = comm->staging + COMM_STAGING_BYTES;
+            char *out = comm->wire->staging, *in = comm->wire->staging + COMM_STAGING_BYTES;
             for (size_t r = 0; r < (size_t)comm->ranks; r++)
-                device_copy_out(comm->device, out + piece * r, (const char *)from + each * r + done, piece);
-            MPI_Alltoall(out, (int)piece, MPI_BYTE, in, (int)piece, MPI_BYTE, MPI_COMM_WORLD);
+                device_copy_out(comm->wire->device, out + piece * r, (const char *)from + each * r + done,
+                                piece);
+            MPI_Alltoall(out, (int)piece, MPI_BYTE, in, (int)piece, MPI_BYTE, mpi_of(comm));
             for (size_t r = 0; r < (size_t)comm->ranks; r++)
-                device_copy_in(comm->device, (char *)to + each * r + done, in + piece * r, piece);
+                device_copy_in(comm->wire->device, (char *)to + each * r + done, in + piece * r, piece);
         }
         watch_tick();
     }
-    comm->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    comm->wire->bytes_sent += (int64_t)each * (comm->ranks - 1);
     leave(comm, entered);
 }

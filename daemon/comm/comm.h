@@ -3,8 +3,8 @@
  *
  * MPI moves bytes and never adds: sums are made by our own kernels or in rank order on the host, so their
  * order is fixed. Collectives take device memory; where host code cannot touch it (device->host_access) they
- * stage through host buffers. Messages above LIMIT_MESSAGE_BYTES are split. With one rank every collective is
- * a no-op. The watchdog sees each. */
+ * stage through host buffers. Messages above LIMIT_MESSAGE_BYTES are split. In a group of one every
+ * collective is a no-op. The watchdog sees each. */
 #pragma once
 
 #include "device.h"
@@ -14,22 +14,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct comm {
-    int32_t rank, ranks;
-    int32_t local_rank, local_ranks; /* on this host */
-    int32_t home;                    /* the lowest rank of this host */
-    char host[256];
-    char version[64];      /* the MPI library's, for status */
+/* What the world and all groups of a process share. */
+struct comm_wire {
     double seconds;        /* spent inside collectives since the caller last zeroed it */
     int64_t bytes_sent;    /* payload this rank put on the wire, for the plan's check */
     char *staging;         /* two host buffers of COMM_STAGING_BYTES each, made on first need */
     struct device *device; /* of the buffers that collectives take */
 };
 
+/* All ranks, or the group of those that share one axis of the layout (groups.h). */
+struct comm {
+    int32_t rank, ranks; /* in the group */
+    const char *axis;    /* "all", "dc", "t", "c" or "p": what the watchdog names */
+    void *group;         /* MPI's own, allocated; NULL: one rank alone */
+    struct comm_wire *wire;
+    int32_t local_rank, local_ranks; /* on this host */
+    int32_t home;                    /* the lowest rank of this host */
+    char host[256];
+    char version[64]; /* the MPI library's, for status */
+};
+
 /* Before MPI_Init: with more local ranks than cores, waiting ranks must yield. */
 bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err) MUST_USE;
 void comm_done(struct comm *comm); /* MPI_Finalize: only when all ranks come here */
 void comm_set_device(struct comm *comm, struct device *device);
+
+/* The group of all ranks of `world` with the same color, numbered by key. Collective over world. */
+bool comm_split(struct comm *group, const struct comm *world, const char *axis, int32_t color, int32_t key,
+                struct err *err) MUST_USE;
+void comm_part(struct comm *group); /* of a group, by all its ranks; zeroed: fine */
 
 /* Every rank calls it with its own outcome; all get the same answer: true when every rank's err is OK, else
  * false and the error of the lowest rank that failed. Every collective command ends in one. */

@@ -50,6 +50,17 @@ bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct
     return true;
 }
 
+struct layout_place layout_place(const struct layout *layout, int32_t rank)
+{
+    struct layout_place place = {.t = rank % layout->t};
+    rank /= layout->t;
+    place.c = rank % layout->c;
+    rank /= layout->c;
+    place.d = rank % layout->d;
+    place.p = rank / layout->d;
+    return place;
+}
+
 void layout_print(const struct layout *layout, char *text, size_t text_bytes)
 {
     snprintf(text, text_bytes, "d%dt%dp%dc%d", layout->d, layout->t, layout->p, layout->c);

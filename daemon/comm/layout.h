@@ -9,6 +9,12 @@ struct layout {
     int32_t d, t, p, c;
 };
 
+/* Where a rank stands, each from 0: ranks are numbered with t fastest, then c, d, p. */
+struct layout_place {
+    int32_t d, t, p, c;
+};
+struct layout_place layout_place(const struct layout *layout, int32_t rank);
+
 /* "d4t2", letters in any order, each at most once; "" is d = ranks. The product must be `ranks`. Until
  * tensor, pipeline and context parallelism are built, t, p, c other than 1 are ERR_UNSUPPORTED. */
 bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct err *err) MUST_USE;

@@ -11,7 +11,7 @@
 
 int64_t engine_lanes(const struct engine *engine)
 {
-    return engine->options.lanes ? engine->options.lanes : engine->comm->ranks;
+    return engine->options.lanes ? engine->options.lanes : engine->groups.layout.d;
 }
 
 struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
@@ -36,13 +36,13 @@ static bool make_parts(struct engine *engine, struct body *body, const struct mo
     struct shard_options options = engine_shard_options(engine, policy, 1);
     struct optimizer_unit_plan *units = calloc((size_t)body->model.params.unit_count, sizeof *units);
     INVARIANT(units != NULL);
-    int64_t bytes = shard_bytes(&body->model.params, config->tied, &options, engine->comm->ranks);
+    int64_t bytes = shard_bytes(&body->model.params, config->tied, &options, engine->groups.shard.ranks);
     bytes += (int64_t)((double)body->model.params.elements * policy_bytes_per_parameter(policy) /
-                       engine->comm->ranks);
+                       engine->groups.shard.ranks);
     bool made =
         host_memory_fits(bytes, engine->comm->local_ranks, "the model with its optimizer state", err) &&
-        shard_init(&body->shard, engine->comm, engine->device, &body->model.params, config->tied, &options,
-                   err);
+        shard_init(&body->shard, &engine->groups.shard, engine->device, &body->model.params, config->tied,
+                   &options, err);
     if (made) {
         struct optimizer_plan plan = shard_optimizer_plan(&body->shard, units);
         made = optimizer_init(&body->optimizer, engine->device, policy, &plan, seed, err);

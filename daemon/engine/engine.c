@@ -72,6 +72,8 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
     *engine = (struct engine){.options = *options, .comm = comm, .device = device, .mailbox = mailbox};
     engine->settings = optimizer_settings_default();
     engine->state = STATE_EMPTY;
+    if (!groups_init(&engine->groups, comm, &options->layout, err)) /* first: all ranks meet in it */
+        return false;
     if (comm->rank == 0) {
         char path[LIMIT_PATH_BYTES];
         if (!file_join(path, sizeof path, options->state_dir, "journal.jsonl", err) ||
@@ -123,6 +125,7 @@ void engine_done(struct engine *engine)
     free(engine->measures_ranks);
     if (engine->journal)
         fclose(engine->journal);
+    groups_done(&engine->groups);
     *engine = (struct engine){0};
 }
 

@@ -6,9 +6,8 @@
  * called MPI_Init; nothing here locks. */
 #pragma once
 
-#include "comm.h"
 #include "device.h"
-#include "layout.h"
+#include "groups.h"
 #include "loader.h"
 #include "mailbox.h"
 #include "measures.h"
@@ -45,7 +44,7 @@ struct workspace {
     double *device_nll;      /* [groups] */
     struct micro_batch host; /* its arrays lie in host_ints */
     int32_t *host_ints;
-    double *nll; /* host, [groups * ranks]: leaf g*ranks + r, after workspace_losses */
+    double *nll; /* host, [groups * d]: leaf g*d + r, after batch_nll */
 };
 
 /* The loader points into its neighbours, so a source stays where it was made. */
@@ -78,7 +77,8 @@ struct run {
 
 struct engine {
     struct engine_options options;
-    struct comm *comm;
+    struct comm *comm;    /* all ranks */
+    struct groups groups; /* and what the layout makes of them */
     struct device *device;
     struct mailbox *mailbox; /* rank 0 only */
     enum engine_state state;

@@ -205,8 +205,8 @@ static bool fit_shard(struct engine *engine, struct body *body, int64_t groups, 
     if (options.levels <= body->shard.options.levels)
         return true;
     struct shard deeper;
-    err_keeps(shard_init(&deeper, engine->comm, engine->device, &body->model.params, body->model.config.tied,
-                         &options, err));
+    err_keeps(shard_init(&deeper, &engine->groups.shard, engine->device, &body->model.params,
+                         body->model.config.tied, &options, err));
     if (!comm_agree(engine->comm, err)) {
         shard_done(&deeper);
         return false;

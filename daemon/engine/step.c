@@ -42,7 +42,7 @@ static float *unit_gradient(void *context, int32_t unit, int32_t slot)
     struct tape_context *c = context;
     if (!c->in_backward) {
         c->in_backward = true;
-        c->communicated_before_backward = c->body->shard.comm->seconds;
+        c->communicated_before_backward = c->body->shard.comm->wire->seconds;
     }
     return shard_leaf(&c->body->shard, unit, slot);
 }
@@ -84,21 +84,24 @@ struct pass_seconds {
     double data, forward, backward, communicate;
 };
 
-/* All micro-batches of a global batch: round by round, `ranks` lanes at a time. Leaf group g holds leaves
- * g*ranks …. */
+/* All micro-batches of a global batch: round by round, d lanes at a time. Leaf group g holds leaves g*d …;
+ * the c ranks of a lane each make a part of its leaf. */
 static void pass_over_batch(struct engine *engine, struct workspace *w, struct loader *loader,
                             const struct batch_plan *plan, struct pass_seconds *seconds)
 {
     struct comm *comm = engine->comm;
+    const struct layout *layout = &engine->groups.layout;
     struct shard *shard = &engine->body.shard;
-    int64_t groups_a_round = plan->lanes / comm->ranks, groups = plan->rounds * groups_a_round;
-    comm->seconds = 0;
+    int64_t groups_a_round = plan->lanes / layout->d, groups = plan->rounds * groups_a_round;
+    uint64_t parts = ~0ull >> (SHARD_RANKS_MAX - layout->c);
+    comm->wire->seconds = 0;
     device_zero(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
     for (int64_t g = 0; g < groups; g++) {
-        int64_t round = g / groups_a_round, lane0 = g % groups_a_round * comm->ranks;
+        int64_t round = g / groups_a_round, lane0 = g % groups_a_round * layout->d;
         uint64_t present = 0;
-        for (int32_t r = 0; r < comm->ranks; r++)
-            present |= (uint64_t)(batch_plan_micro(plan, round, lane0 + r)->count > 0) << r;
+        for (int32_t r = 0; r < layout->d; r++)
+            if (batch_plan_micro(plan, round, lane0 + r)->count > 0)
+                present |= parts << r * layout->c;
         shard_leaves_begin(shard, inject("leaves-misnumbered") ? g / 2 * 2 + !(g & 1) : g, present);
         if (!present) {
             if (w->training)
@@ -106,19 +109,19 @@ static void pass_over_batch(struct engine *engine, struct workspace *w, struct l
             continue;
         }
         double start = now_s();
-        batch_fill(loader, plan, round, lane0 + comm->rank, &w->host);
+        batch_fill(loader, plan, round, lane0 + engine->groups.place.d, &w->host);
         struct batch batch = send_batch(w, &w->host);
         seconds->data += now_s() - start;
         struct tape_context context = {.body = &engine->body};
         struct tape_host host = {&context, gather_unit, release_unit, unit_gradient, reduce_unit};
         struct model_pass pass;
-        double before = comm->seconds;
+        double before = comm->wire->seconds;
         model_run(&engine->body.model, &batch, &host, &w->activations, &w->gradients, w->device_nll + g,
                   w->training, &pass);
         if (!context.in_backward)
-            context.communicated_before_backward = comm->seconds;
+            context.communicated_before_backward = comm->wire->seconds;
         seconds->forward += pass.forward_s - (context.communicated_before_backward - before);
-        seconds->backward += pass.backward_s - (comm->seconds - context.communicated_before_backward);
+        seconds->backward += pass.backward_s - (comm->wire->seconds - context.communicated_before_backward);
         watch_tick();
     }
 }
@@ -147,15 +150,17 @@ static double tree_loss(const double *leaves, const bool *present, int64_t total
  * under lanes. */
 static double batch_nll(struct engine *engine, struct workspace *w, const struct batch_plan *plan)
 {
-    int32_t ranks = engine->comm->ranks;
-    int64_t groups = plan->rounds * plan->lanes / ranks, leaves = groups * ranks;
-    double *mine = w->nll, *by_rank = malloc((size_t)leaves * sizeof *by_rank);
+    int32_t d = engine->groups.layout.d, c = engine->groups.layout.c;
+    int64_t groups = plan->rounds * plan->lanes / d, leaves = groups * d;
+    double *mine = w->nll, *by_rank = malloc((size_t)(leaves * c) * sizeof *by_rank);
     bool *present = malloc((size_t)leaves * sizeof *present), any;
     INVARIANT(by_rank && present);
     device_copy_out(w->device, mine, w->device_nll, (size_t)groups * sizeof(double));
-    comm_all_gather_host(engine->comm, by_rank, mine, (size_t)groups * sizeof(double));
+    comm_all_gather_host(&engine->groups.shard, by_rank, mine, (size_t)groups * sizeof(double));
     for (int64_t leaf = 0; leaf < leaves; leaf++) {
-        w->nll[leaf] = by_rank[leaf % ranks * groups + leaf / ranks];
+        w->nll[leaf] = 0;
+        for (int64_t part = 0; part < c; part++)
+            w->nll[leaf] += by_rank[(leaf % d * c + part) * groups + leaf / d];
         present[leaf] = batch_plan_micro(plan, leaf / plan->lanes, leaf % plan->lanes)->count > 0;
     }
     int64_t width = 1;
@@ -270,7 +275,7 @@ static void fill_event(struct engine *engine, const struct batch_plan *plan, dou
     event->seconds_data = seconds->data;
     event->seconds_forward = seconds->forward;
     event->seconds_backward = seconds->backward;
-    event->seconds_communicate = engine->comm->seconds;
+    event->seconds_communicate = engine->comm->wire->seconds;
     event->seconds_optimize = optimize_s;
     event->skipped = run->skipped;
     event->weight_version = engine->weight_version;
@@ -302,7 +307,7 @@ bool engine_step(struct engine *engine)
     pass_over_batch(engine, &run->workspace, &run->source->loader, &plan, &seconds);
 
     double optimize = now_s();
-    double communicated = engine->comm->seconds;
+    double communicated = engine->comm->wire->seconds;
     int32_t bad_rank, bad_tensor;
     shard_gradients_finish(&engine->body.shard);
     double nll = batch_nll(engine, &run->workspace, &plan);
@@ -320,8 +325,8 @@ bool engine_step(struct engine *engine)
     double end = now_s();
     double flops =
         model_config_flops(&engine->body.model.config, plan.tokens, squared_lengths(run->source, &plan));
-    fill_event(engine, &plan, end - start, &seconds, end - optimize - (engine->comm->seconds - communicated),
-               flops, &event);
+    fill_event(engine, &plan, end - start, &seconds,
+               end - optimize - (engine->comm->wire->seconds - communicated), flops, &event);
     engine->last = event;
     engine->has_last = true;
     log_set_step(event.total_steps);

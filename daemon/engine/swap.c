@@ -24,7 +24,7 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
     swap->replans = engine->has_run && policy->compute != body->model.compute;
     int64_t more = optimizer_convert_bytes(&body->optimizer, policy);
     if (swap->reshards)
-        more += shard_bytes(&body->model.params, tied, &options, engine->comm->ranks);
+        more += shard_bytes(&body->model.params, tied, &options, engine->groups.shard.ranks);
     swap->bytes_more = more;
     if (!host_memory_fits(more, engine->comm->local_ranks, "the new optimizer state beside the old one", err))
         return err_hint(err, "save a checkpoint and restart with --policy %s", policy->name);
@@ -34,8 +34,8 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
                         "leaves are summed in fp32: drop accumulate=bf16, or start trainerd without --lanes");
     }
     return optimizer_convert_reserve(&body->optimizer, policy, &swap->conversion, err) &&
-           (!swap->reshards ||
-            shard_init(&swap->shard, engine->comm, engine->device, &body->model.params, tied, &options, err));
+           (!swap->reshards || shard_init(&swap->shard, &engine->groups.shard, engine->device,
+                                          &body->model.params, tied, &options, err));
 }
 
 bool swap_reserve(struct engine *engine, struct swap *swap, const struct policy *policy, int64_t groups,

@@ -34,7 +34,7 @@ static bool take_parts(struct engine *engine, struct workspace *w, const struct 
     w->device_ints = device_allocate(engine->device, (size_t)ints.total * sizeof(int32_t));
     w->device_nll = device_allocate(engine->device, (size_t)w->groups * sizeof(double));
     w->host_ints = calloc((size_t)ints.total, sizeof(int32_t));
-    w->nll = calloc((size_t)(w->groups * engine->comm->ranks), sizeof(double));
+    w->nll = calloc((size_t)(w->groups * engine->groups.layout.d), sizeof(double));
     if (!w->device_ints || !w->device_nll || !w->host_ints || !w->nll)
         return err_set(err, ERR_MEMORY, "no memory for the %lld integers of a micro-batch",
                        (long long)ints.total);
@@ -48,10 +48,11 @@ static bool take_parts(struct engine *engine, struct workspace *w, const struct 
 bool workspace_make(struct engine *engine, struct workspace *workspace, const struct model *model,
                     const struct batch_bounds *bounds, bool training, struct err *err)
 {
-    *workspace = (struct workspace){.device = engine->device,
-                                    .bounds = *bounds,
-                                    .training = training,
-                                    .groups = bounds->rounds * engine_lanes(engine) / engine->comm->ranks};
+    *workspace =
+        (struct workspace){.device = engine->device,
+                           .bounds = *bounds,
+                           .training = training,
+                           .groups = bounds->rounds * engine_lanes(engine) / engine->groups.layout.d};
     if (workspace->bounds.rows < BATCH_ROW_MULTIPLE)
         workspace->bounds.rows =
             BATCH_ROW_MULTIPLE; /* a rank without samples still takes part with padding */

@@ -41,8 +41,23 @@ static void refuses_nonsense(void **state)
     refuses("d4t2", 8, ERR_UNSUPPORTED, "d8");
 }
 
+/* t fastest, then c, d, p (design section 6). */
+static void places_ranks(void **state)
+{
+    (void)state;
+    const struct layout layout = {.d = 3, .t = 2, .p = 2, .c = 4};
+    for (int32_t rank = 0; rank < 48; rank++) {
+        struct layout_place at = layout_place(&layout, rank);
+        assert_int_equal(at.t + 2 * (at.c + 4 * (at.d + 3 * at.p)), rank);
+        assert_in_range(at.t, 0, 1);
+        assert_in_range(at.c, 0, 3);
+        assert_in_range(at.d, 0, 2);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_any_order), cmocka_unit_test(refuses_nonsense)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_any_order), cmocka_unit_test(refuses_nonsense),
+                                       cmocka_unit_test(places_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
