@@ -108,7 +108,7 @@ static bool take_value(struct reader *reader, const char *name, const char *atta
     }
     if (reader->at >= reader->count) {
         err_set(err, ERR_INVALID, "%s%s needs a value", strlen(name) == 1 ? "-" : "--", name);
-        return err_hint(err, "see trainctl --help");
+        return err_hint(err, "trainctl COMMAND --help says which");
     }
     *value = reader->words[reader->at++];
     return true;
@@ -204,6 +204,8 @@ static bool unknown_option(const struct call *call, const char *name, struct err
     }
     const char *near = err_nearest(name, candidates, count);
     err_set(err, ERR_INVALID, "there is no option %s%s", strlen(name) == 1 ? "-" : "--", name);
+    if (strcmp(name, "json") == 0 || strcmp(name, "csv") == 0)
+        return err_hint(err, "did you mean -o %s?", name);
     if (near)
         return err_hint(err, "did you mean --%s? trainctl %s%s--help lists them", near,
                         call->command ? call->command->name : "", call->command ? " " : "");
@@ -248,24 +250,7 @@ static bool find_command(struct call *call, struct reader *reader, const char *w
             call->command = &commands[i];
             return true;
         }
-    const char *names[128];
-    for (int i = 0; i < command_count && i < 128; i++)
-        names[i] = commands[i].name;
-    char group[LIMIT_NAME_BYTES + 1];
-    snprintf(group, sizeof group, "%.60s ", word);
-    const char *near = help_is_group(word) ? NULL : err_nearest(word, names, (size_t)command_count);
-    if (help_is_group(word) && next[0] && next[0] != '-') {
-        near = err_nearest(two, names, (size_t)command_count);
-        err_set(err, ERR_INVALID, "there is no command \"%s\"", two);
-    } else if (help_is_group(word)) {
-        err_set(err, ERR_INVALID, "%s alone is no command", word);
-        return err_hint(err, "trainctl %s --help lists what it does", word);
-    } else {
-        err_set(err, ERR_INVALID, "there is no command \"%s\"", word);
-    }
-    if (near)
-        return err_hint(err, "did you mean \"%s\"? trainctl --help lists all", near);
-    return err_hint(err, "trainctl --help lists them");
+    return help_no_command(word, next, err);
 }
 
 static bool wants_help(const struct reader *reader, int *at)
@@ -278,22 +263,27 @@ static bool wants_help(const struct reader *reader, int *at)
     return false;
 }
 
-/* --help anywhere: of the command that is named before it, else of all. */
-static void print_help(struct call *call, struct reader *reader)
+/* --help anywhere: of the command that is named before it, else of all. `trainctl help COMMAND` is the same,
+ * but a command that is none is an error there. */
+static bool print_help(struct call *call, struct reader *reader, struct err *err)
 {
-    struct err ignored = ERR_INIT;
     char group[LIMIT_NAME_BYTES] = "";
     for (reader->at = 1; reader->at < reader->count && !call->command;) {
         const char *word = reader->words[reader->at++];
-        if (word[0] == '-')
+        struct err none = ERR_INIT;
+        bool asked = reader->at == 2 && strcmp(word, "help") == 0;
+        if (word[0] == '-' || asked || find_command(call, reader, word, &none))
             continue;
-        if (!find_command(call, reader, word, &ignored) && help_is_group(word) && !group[0])
+        if (help_is_group(word) && !group[0])
             snprintf(group, sizeof group, "%s", word);
+        else if (strcmp(reader->words[1], "help") == 0 && err->code == ERR_OK)
+            *err = none;
     }
     if (call->command)
         help_command(stdout, call->command);
-    else
+    else if (err->code == ERR_OK)
         help_all(stdout, group);
+    return false;
 }
 
 static bool check_arguments(const struct call *call, struct err *err)
@@ -306,8 +296,10 @@ static bool check_arguments(const struct call *call, struct err *err)
     else
         err_set(err, ERR_INVALID, "trainctl %s does not take \"%s\"", command->name,
                 call->arguments[command->most]);
-    return err_hint(err, "usage: trainctl %s%s%s", command->name, command->arguments[0] ? " " : "",
-                    command->arguments);
+    bool options = command->options[0].name || command->keys != KEYS_NONE;
+    return err_hint(err, "usage: trainctl %s%s%s%s; trainctl %s --help says more", command->name,
+                    command->arguments[0] ? " " : "", command->arguments, options ? " [options]" : "",
+                    command->name);
 }
 
 static bool one_word(struct call *call, struct reader *reader, struct err *err)
@@ -339,12 +331,12 @@ bool call_parse(struct call *call, int argc, char **argv, struct err *err)
 {
     struct reader reader = {.count = argc, .at = 1, .words = argv};
     int at;
-    if (wants_help(&reader, &at)) {
-        print_help(call, &reader);
-        return false;
-    }
+    if (wants_help(&reader, &at) || (argc > 1 && strcmp(argv[1], "help") == 0))
+        return print_help(call, &reader, err);
     while (reader.at < reader.count) {
-        if (!call->command && strcmp(reader.words[reader.at], "--version") == 0) {
+        bool version = strcmp(reader.words[reader.at], "--version") == 0 ||
+                       strcmp(reader.words[reader.at], "version") == 0;
+        if (!call->command && version) {
             printf("trainctl %s\n", TRAINERD_VERSION);
             return false;
         }

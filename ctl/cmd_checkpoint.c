@@ -98,6 +98,9 @@ int cmd_checkpoint_list(struct call *call)
     forget_unknown(json_object_get(list, "checkpoints"));
     output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(list, "checkpoints"),
                 list);
+    if (json_array_size(json_object_get(list, "checkpoints")) == 0)
+        call_note(call, "There are none yet in %s.",
+                  json_string_value(json_object_get(list, "checkpoint_dir")));
     json_decref(list);
     return EXIT_DONE;
 }

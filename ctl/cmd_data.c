@@ -49,7 +49,7 @@ int cmd_data_prepare(struct call *call)
     json_t *result;
     if (!options.output) {
         err_set(&err, ERR_INVALID, "data prepare needs a folder to write: -o DIR");
-        err_hint(&err, "usage: trainctl data prepare FILES… -o DIR");
+        err_hint(&err, "usage: trainctl data prepare FILES… -o DIR; chat JSONL or any text");
         return call_fail(call, &err);
     }
     options.progress = !call->quiet && isatty(STDERR_FILENO) == 1 ? stderr : NULL;

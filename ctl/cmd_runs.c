@@ -50,6 +50,8 @@ int cmd_runs(struct call *call)
     if (!runs_of(call, &runs, &err))
         return call_fail(call, &err);
     output_rows(call, columns, sizeof columns / sizeof columns[0], json_object_get(runs, "runs"), runs);
+    if (json_array_size(json_object_get(runs, "runs")) == 0)
+        call_note(call, "There are none yet.");
     json_decref(runs);
     return EXIT_DONE;
 }

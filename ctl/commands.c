@@ -27,7 +27,7 @@ const struct command commands[] = {
     {"export", "DIR", 1, 1, "write the model as a hub-shaped folder", .run = cmd_export,
      .options = {{"dtype", "TYPE", "bf16 (default) or fp32"}}},
 
-    {"data prepare", "FILES…", 1, CALL_ARGUMENTS, "chat JSONL or text files to a dataset", .run = cmd_data_prepare,
+    {"data prepare", "FILES… -o DIR", 1, CALL_ARGUMENTS, "chat JSONL or text files to a dataset", .run = cmd_data_prepare,
      .more = "*.jsonl, *.ndjson, *.json: a JSON object a line, {\"messages\": [{\"role\": …, \"content\": …}, …]} or\n"
              "{\"text\": …}; anything else is a text. Of a chat, what the assistant says is trained on.",
      .options = {{"o", "DIR", "the dataset's folder; it appears whole or not at all"},
@@ -83,7 +83,7 @@ const struct command commands[] = {
                  {"out", "FILE", "FILE.png or FILE.svg (ID.png in the present folder)"},
                  {"title", "TEXT", "above the picture (the run's name)"},
                  {"open", NULL, "show it in the system's viewer"}}},
-    {"compare", "RECIPE.yaml", 1, 1, "the same recipe from the same checkpoint under several policies", .run = cmd_compare,
+    {"compare", "--policies A,B,… RECIPE.yaml", 1, 1, "the same recipe from the same checkpoint under several policies", .run = cmd_compare,
      .keys = KEYS_RECIPE,
      .more = "Saves a checkpoint, runs the recipe from it under each policy with fresh moments, and loads it again at the end,\n"
              "also after Ctrl-C or a failure; the runs' own checkpoints are deleted. Exit 5 when a run ended short.\n" POLICIES,

@@ -11,6 +11,39 @@ bool help_is_group(const char *word)
     return false;
 }
 
+/* "save, load, list, verify, delete" */
+static void list_group(const char *group, char *text, size_t text_bytes)
+{
+    size_t bytes = strlen(group), used = 0;
+    text[0] = '\0';
+    for (int i = 0; i < command_count && used < text_bytes; i++)
+        if (strncmp(commands[i].name, group, bytes) == 0 && commands[i].name[bytes] == ' ')
+            used += (size_t)snprintf(text + used, text_bytes - used, "%s%s", used ? ", " : "",
+                                     commands[i].name + bytes + 1);
+}
+
+bool help_no_command(const char *word, const char *next, struct err *err)
+{
+    const char *names[128];
+    char two[LIMIT_NAME_BYTES], list[256];
+    size_t count = command_count < 128 ? (size_t)command_count : 128;
+    for (size_t i = 0; i < count; i++)
+        names[i] = commands[i].name;
+    snprintf(two, sizeof two, "%.60s %.60s", word, next);
+    if (help_is_group(word) && (!next[0] || next[0] == '-')) {
+        list_group(word, list, sizeof list);
+        err_set(err, ERR_INVALID, "%s alone is no command", word);
+        return err_hint(err, "its commands are %s; trainctl %s --help says more", list, word);
+    }
+    const char *near = help_is_group(word) ? NULL : err_nearest(word, names, count);
+    if (!near && next[0] && next[0] != '-')
+        near = err_nearest(two, names, count);
+    err_set(err, ERR_INVALID, "there is no command \"%s\"", help_is_group(word) ? two : word);
+    if (near)
+        return err_hint(err, "did you mean \"%s\"? trainctl --help lists all", near);
+    return err_hint(err, "trainctl --help lists them");
+}
+
 void help_flag_name(char flag[LIMIT_NAME_BYTES], enum keys_of keys, const struct key *key)
 {
     const char *dot = strrchr(key->name, '.'), *prefix;
@@ -53,7 +86,7 @@ void help_all(FILE *out, const char *group)
         "  -o, --output FORM     table, json (the protocol's field names) or csv\n"
         "  -q, --quiet           no notes on stderr\n"
         "  --timeout S           give up after so many seconds (exit 4)\n"
-        "  --help, --version\n\n"
+        "  --help, --version     also trainctl help [COMMAND]\n\n"
         "Exit: 0 done, 1 refused or failed, 2 wrong usage or not built yet, 3 no daemon there, 4 timed out,\n"
         "5 the run ended short of its target, 130 left by Ctrl-C. trainctl COMMAND --help says more.\n");
 }
@@ -67,8 +100,13 @@ static void key_lines(FILE *out, enum keys_of keys)
         char flag[LIMIT_NAME_BYTES];
         if (strncmp(table[i].name, prefix, strlen(prefix)) != 0)
             continue;
+        static const char *const values[] = {
+            [KEY_BOOL] = "",        [KEY_INT] = " N",    [KEY_DOUBLE] = " X",
+            [KEY_STRING] = " TEXT", [KEY_CHOICE] = " S", [KEY_PAIR] = " A,B"};
         help_flag_name(flag, keys, &table[i]);
-        fprintf(out, "  --%-20s %s\n", flag, table[i].help);
+        strncat(flag, values[table[i].type], sizeof flag - strlen(flag) - 1);
+        fprintf(out, "  --%-20s %s%s%s\n", flag, table[i].choices ? table[i].choices : "",
+                table[i].choices ? ": " : "", table[i].help);
     }
 }
 

@@ -9,6 +9,9 @@ void help_all(FILE *out, const char *group); /* group "": every command; "checkp
 void help_command(FILE *out, const struct command *command);
 bool help_is_group(const char *word); /* the first of a command's two words */
 
+/* ERR_INVALID, with the nearest right name; next: the word after it, "" for none. */
+bool help_no_command(const char *word, const char *next, struct err *err);
+
 /* "lr" for optimizer.lr: the shortest flag that is unambiguous, with dashes. */
 void help_flag_name(char flag[LIMIT_NAME_BYTES], enum keys_of keys, const struct key *key);
 

@@ -53,11 +53,11 @@ static const char *what_helps(enum engine_state state)
     case STATE_EMPTY:
         return "give it a model first: trainctl init CONFIG, or trainctl load DIR";
     case STATE_RUNNING:
-        return "trainctl wait --state idle waits for the run's end; trainctl pause or stop ends the wait";
+        return "trainctl wait waits for the run's end; trainctl pause holds it, trainctl stop ends it";
     case STATE_PAUSED:
         return "trainctl resume goes on with the run; trainctl stop ends it";
     case STATE_BUSY:
-        return "trainctl wait --state idle waits until it is done";
+        return "trainctl wait waits until it is done";
     case STATE_IDLE:
     case STATE_FAILED:
         return "trainctl train starts a run";

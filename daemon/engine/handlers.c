@@ -37,8 +37,10 @@ static bool handle_evaluate(struct engine *engine, const struct command *command
 static bool handle_pause(struct engine *engine, const struct command *command, struct command_result *result,
                          struct err *err)
 {
-    (void)command, (void)result, (void)err;
+    (void)command, (void)err;
     engine->state = STATE_PAUSED;
+    snprintf(result->text, sizeof result->text, "%s is paused at step %lld of %lld", engine->run.id,
+             (long long)engine->run.k, (long long)engine->run.steps);
     engine_say_state(engine, "paused");
     return true;
 }
@@ -50,6 +52,8 @@ static bool handle_resume(struct engine *engine, const struct command *command, 
     engine->state = STATE_RUNNING;
     snprintf(result->run, sizeof result->run, "%s", engine->run.id);
     result->steps = engine->run.steps;
+    snprintf(result->text, sizeof result->text, "%s goes on from step %lld of %lld", engine->run.id,
+             (long long)engine->run.k, (long long)engine->run.steps);
     if (engine->comm->rank == 0)
         runlog_describe(engine, &engine->run, "running");
     engine_say_state(engine, "resumed");
@@ -62,6 +66,8 @@ static bool handle_stop(struct engine *engine, const struct command *command, st
     (void)command, (void)err;
     snprintf(result->run, sizeof result->run, "%s", engine->run.id);
     result->steps = engine->run.k;
+    snprintf(result->text, sizeof result->text, "%s ended at step %lld of %lld", engine->run.id,
+             (long long)engine->run.k, (long long)engine->run.steps);
     run_end(engine, "stopped", false);
     return true;
 }
@@ -172,10 +178,16 @@ static bool handle_load_checkpoint(struct engine *engine, const struct command *
     return checkpoint_name_check(name, err) && engine_load_checkpoint(engine, name, policy, result, err);
 }
 
+static void name_path(const struct engine *engine, const char *name, struct command_result *result)
+{
+    (void)snprintf(result->path, sizeof result->path, "%.*s/%.*s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
+                   engine->options.checkpoint_dir, LIMIT_NAME_BYTES - 1, name);
+}
+
 static bool handle_verify(struct engine *engine, const struct command *command, struct command_result *result,
                           struct err *err)
 {
-    snprintf(result->path, sizeof result->path, "%s", command->u.model.path);
+    name_path(engine, command->u.model.path, result);
     return checkpoint_name_check(command->u.model.path, err) &&
            engine_verify(engine, command->u.model.path, err);
 }
@@ -183,7 +195,7 @@ static bool handle_verify(struct engine *engine, const struct command *command, 
 static bool handle_delete(struct engine *engine, const struct command *command, struct command_result *result,
                           struct err *err)
 {
-    snprintf(result->path, sizeof result->path, "%s", command->u.model.path);
+    name_path(engine, command->u.model.path, result);
     if (engine->comm->rank == 0 && checkpoint_name_check(command->u.model.path, err))
         err_keeps(checkpoint_delete(engine->options.checkpoint_dir, command->u.model.path, err));
     return comm_agree(engine->comm, err);

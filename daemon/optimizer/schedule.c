@@ -62,7 +62,8 @@ static bool resolve_warmup(int64_t *warmup, const struct schedule_settings *s, i
     }
     if (*warmup > steps) {
         err_set(err, ERR_INVALID, "the warm-up of %" PRId64 " steps is longer than the run", *warmup);
-        return err_why(err, "the run has %" PRId64 " steps, so its peak would never be reached", steps);
+        err_why(err, "the run has %" PRId64 " steps, so its peak would never be reached", steps);
+        return err_hint(err, "shorten the warm-up, or give the run more steps");
     }
     return true;
 }
