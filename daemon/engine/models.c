@@ -17,7 +17,7 @@ static void finish_model(struct engine *engine, struct body *body, const char *s
     engine->state = STATE_IDLE;
     engine->failure[0] = '\0';
     snprintf(engine->model_source, sizeof engine->model_source, "%s", source);
-    result->parameters = engine->body.model.params.elements;
+    result->parameters = engine->body.model.params.whole_elements;
     snprintf(result->path, sizeof result->path, "%s", source);
 }
 

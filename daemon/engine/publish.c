@@ -16,7 +16,7 @@ static void add_warning(struct snapshot *s, const char *text)
 static void describe_model(const struct engine *engine, struct snapshot *s)
 {
     const struct model_config *c = &engine->body.model.config;
-    s->parameters = engine->body.model.params.elements;
+    s->parameters = engine->body.model.params.whole_elements;
     snprintf(s->model, sizeof s->model, "%.40s, %.4g M parameters, %lld layers, hidden %lld", c->architecture,
              (double)s->parameters * 1e-6, (long long)c->layers, (long long)c->hidden);
     s->policy = engine->body.optimizer.policy;

@@ -283,7 +283,7 @@ static bool load(struct engine *engine, const char *name, const char *policy_tex
     engine->has_later = engine->has_last = false;
     engine->failure[0] = '\0';
     engine->state = engine->has_run ? STATE_PAUSED : STATE_IDLE;
-    result->parameters = engine->body.model.params.elements;
+    result->parameters = engine->body.model.params.whole_elements;
     snprintf(result->run, sizeof result->run, "%s", state.run.id);
     (void)snprintf(result->path, sizeof result->path, "%.*s/%s", LIMIT_PATH_BYTES - LIMIT_NAME_BYTES - 1,
                    engine->options.checkpoint_dir, name);

@@ -287,6 +287,75 @@ static void test_table_layout(void **state)
     param_table_done(&table);
 }
 
+/* Over the ranks of a tensor group every element of every tensor is held as often as the table says, and the
+ * holders of one piece are numbered from 0. */
+static void check_pieces(const struct model_config *c, int32_t t)
+{
+    struct param_table whole, piece;
+    struct err err = ERR_INIT;
+    assert_true(param_table_init(&whole, c, &err));
+    int64_t room = whole.params[whole.count - 1].index0 + whole.elements;
+    int32_t *held = calloc((size_t)room, sizeof *held), *first = calloc((size_t)room, sizeof *first);
+    for (int32_t rank = 0; rank < t; rank++) {
+        assert_true(param_table_init_piece(&piece, c, (struct tensor_place){t, rank}, &err));
+        assert_int_equal(piece.whole_elements, whole.elements);
+        for (int32_t i = 0; i < piece.count; i++) {
+            const struct param *p = &piece.params[i];
+            struct param_map map = param_map(p);
+            assert_string_equal(p->name, whole.params[i].name);
+            assert_int_equal(p->index0, whole.params[i].index0);
+            assert_in_range(p->holder, 0, p->holders - 1);
+            for (int64_t e = 0; e < p->elements; e++) {
+                int64_t at = map.first + e / map.run * map.stride + e % map.run;
+                assert_in_range(at, 0, whole.params[i].elements - 1);
+                assert_int_equal(held[p->index0 + at] % p->holders, p->holder);
+                held[p->index0 + at]++;
+                first[p->index0 + at] += p->holder == 0;
+            }
+        }
+        param_table_done(&piece);
+    }
+    for (int32_t i = 0; i < whole.count; i++)
+        for (int64_t e = 0; e < whole.params[i].elements; e++)
+            assert_int_equal(first[whole.params[i].index0 + e], 1);
+    free(held);
+    free(first);
+    param_table_done(&whole);
+}
+
+static void test_pieces(void **state)
+{
+    (void)state;
+    struct model_config c = published_config(0);
+    c.layers = 2;
+    c.hidden = 24;
+    c.head_dim = 4;
+    c.q_heads = 8;
+    c.kv_heads = 2;
+    c.ffn = 40;
+    c.vocabulary = 97; /* no t divides it */
+    for (int tied = 0; tied < 2; tied++)
+        for (int32_t t = 1; t <= 8; t *= 2) {
+            c.tied = tied;
+            check_pieces(&c, t);
+        }
+    struct param_table piece, whole;
+    struct err err = ERR_INIT;
+    assert_true(param_table_init_piece(&piece, &c, (struct tensor_place){8, 5}, &err));
+    const struct param *k = &piece.params[param_table_find(&piece, "model.layers.0.self_attn.k_proj.weight")];
+    assert_int_equal(k->holders, 4); /* two heads on eight ranks */
+    assert_int_equal(k->first_row, 4);
+    assert_int_equal(piece.params[param_table_find(&piece, "model.layers.0.self_attn.q_norm.weight")].holders,
+                     8);
+    const struct param *o = &piece.params[param_table_find(&piece, "model.layers.0.self_attn.o_proj.weight")];
+    assert_int_equal(o->columns, 4);
+    assert_int_equal(o->first_column, 20);
+    param_table_done(&piece);
+    assert_false(param_table_init_piece(&whole, &c, (struct tensor_place){3, 0}, &err));
+    assert_int_equal(err.code, ERR_INVALID);
+    assert_non_null(strstr(err.hint, "t2"));
+}
+
 static void test_flops(void **state)
 {
     (void)state;
@@ -306,6 +375,7 @@ int main(void)
         cmocka_unit_test(test_load_takes_folder_or_file),
         cmocka_unit_test(test_published_counts),
         cmocka_unit_test(test_table_layout),
+        cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_flops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
