@@ -83,8 +83,12 @@ bool call_integer(const struct call *call, const char *name, int64_t least, int6
     errno = 0;
     long long number = strtoll(text, &end, 10);
     if (errno != 0 || end == text || *end || number < least || number > most) {
-        err_set(err, ERR_INVALID, "--%s %s is no number from %lld to %lld", name, text, (long long)least,
-                (long long)most);
+        if (most == INT64_MAX)
+            err_set(err, ERR_INVALID, "--%s %s is no whole number from %lld up", name, text,
+                    (long long)least);
+        else
+            err_set(err, ERR_INVALID, "--%s %s is no whole number from %lld to %lld", name, text,
+                    (long long)least, (long long)most);
         return err_hint(err, "see trainctl %s --help", call->command->name);
     }
     *value = number;

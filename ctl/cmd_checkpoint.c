@@ -10,14 +10,39 @@ static const char *name_of(const struct call *call)
     return call->argument_count > 0 ? call->arguments[0] : "";
 }
 
+/* The daemon knows no checkpoint of that name: which is near? */
+static void propose(struct call *call, struct err *err)
+{
+    enum { NAMES = 256 }; /* the newest so many */
+    const char *names[NAMES], *asked = name_of(call);
+    struct err none = ERR_INIT;
+    json_t *list = NULL;
+    REQUEST(request, CHECKPOINT_LIST, CheckpointListRequest, checkpoint_list);
+    if (err->code != ERR_NOT_FOUND || !asked[0] || !call->connected ||
+        !call_ask_json(call, &request, &list, &none))
+        return;
+    const json_t *rows = json_object_get(list, "checkpoints");
+    size_t count = json_array_size(rows) < NAMES ? json_array_size(rows) : NAMES;
+    for (size_t i = 0; i < count; i++)
+        names[i] = json_string_value(json_object_get(json_array_get(rows, i), "name"));
+    const char *near = err_nearest(asked, names, count);
+    if (near) /* instead of the daemon's hint */
+        snprintf(err->hint, sizeof err->hint,
+                 "did you mean \"%s\"? `trainctl checkpoint list` shows the checkpoints there are", near);
+    json_decref(list);
+    call->client.refused = true; /* it was the command that was refused, not the question after it */
+}
+
 static int show(struct call *call, Trainerd__Request *request, const char *done)
 {
     static const struct column columns[] = {{"path", "path", AS_TEXT, 0}, {"bytes", "bytes", AS_INTEGER, 0}};
     struct err err = ERR_INIT;
     json_t *result;
     char bytes[32];
-    if (!call_ask_json(call, request, &result, &err))
+    if (!call_ask_json(call, request, &result, &err)) {
+        propose(call, &err);
         return call_fail(call, &err);
+    }
     const char *text = json_string_value(json_object_get(result, "text"));
     const char *path = json_string_value(json_object_get(result, "path"));
     double count = json_number_value(json_object_get(result, "bytes"));

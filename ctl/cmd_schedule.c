@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* N: said, or counted from the data as the engine will. */
-static bool count_steps(const struct recipe *recipe, int64_t *steps, struct err *err)
+bool recipe_count_steps(const struct recipe *recipe, int64_t *steps, struct err *err)
 {
     struct dataset dataset = {0};
     struct order order = {0};
@@ -50,7 +49,7 @@ static bool schedule_of_recipe(const struct call *call, struct schedule *schedul
 {
     struct recipe recipe;
     int64_t steps = 0;
-    return read_recipe(call, &recipe, err) && count_steps(&recipe, &steps, err) &&
+    return read_recipe(call, &recipe, err) && recipe_count_steps(&recipe, &steps, err) &&
            schedule_resolve(schedule, &recipe.schedule, recipe.optimizer.lr, steps, err);
 }
 

@@ -9,6 +9,25 @@
 #include <string.h>
 #include <unistd.h>
 
+/* With epochs N is known once the data are read: what does not fit into it is refused here already, where the
+ * line is known on which it was said. Data that cannot be read are the daemon's to refuse. */
+static bool check_length(const struct call *call, const struct recipe *recipe, const char *name,
+                         const char *text, size_t bytes, struct err *err)
+{
+    struct err unread = ERR_INIT;
+    struct recipe scratch;
+    const char *overrides[CALL_SETTINGS + 1];
+    char steps[40];
+    int64_t count;
+    if (recipe->epochs < 0 || !recipe_count_steps(recipe, &count, &unread))
+        return true;
+    for (int i = 0; i < call->setting_count; i++)
+        overrides[i] = strncmp(call->settings[i], "epochs=", 7) == 0 ? steps : call->settings[i];
+    snprintf(steps, sizeof steps, "steps=%lld", (long long)count);
+    overrides[call->setting_count] = steps;
+    return recipe_parse_part(&scratch, name, text, bytes, overrides, (size_t)call->setting_count + 1, err);
+}
+
 /* The daemon is elsewhere: paths become absolute, --compute a part of the policy. */
 static bool settle(struct call *call, struct recipe *recipe, struct err *err)
 {
@@ -75,7 +94,7 @@ int cmd_train(struct call *call)
     bool good = (call->argument_count == 0 || file_slurp(name, RECIPE_TEXT_BYTES, &text, &bytes, &err)) &&
                 recipe_parse(&recipe, name, text, bytes, (const char *const *)call->settings,
                              (size_t)call->setting_count, &err) &&
-                settle(call, &recipe, &err);
+                check_length(call, &recipe, name, text, bytes, &err) && settle(call, &recipe, &err);
     if (good) {
         request_body.recipe = text ? text : (char *)"";
         request_body.recipe_name = (char *)(uintptr_t)name;

@@ -1,6 +1,10 @@
 /* The functions behind the rows of commands.c, by file. Each returns an exit code. */
 #pragma once
 
+#include "err.h"
+
+#include <stdint.h>
+
 struct call;
 
 /* cmd_state.c */
@@ -20,6 +24,10 @@ int cmd_evaluate(struct call *call);
 /* cmd_data.c */
 int cmd_data_prepare(struct call *call);
 int cmd_data_show(struct call *call);
+
+/* cmd_schedule.c: N of a recipe, said, or counted from its data as the engine will. */
+struct recipe;
+bool recipe_count_steps(const struct recipe *recipe, int64_t *steps, struct err *err) MUST_USE;
 
 /* cmd_train.c */
 int cmd_train(struct call *call);

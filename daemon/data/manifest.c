@@ -2,12 +2,14 @@
 
 #include "file.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #define FORMAT_NAME "trainerd-dataset"
@@ -147,8 +149,13 @@ bool manifest_read(struct manifest *manifest, const char *folder, struct err *er
     size_t bytes;
     json_error_t problem;
     struct manifest made = {0};
-    if (!file_join(path, sizeof path, folder, DATASET_MANIFEST_NAME, err) ||
-        !file_slurp(path, LIMIT_JSON_BYTES, &text, &bytes, err))
+    if (!file_join(path, sizeof path, folder, DATASET_MANIFEST_NAME, err))
+        return false;
+    if (access(path, F_OK) != 0 && errno == ENOENT) {
+        err_set(err, ERR_NOT_FOUND, "there is no dataset in %.300s", folder);
+        return err_hint(err, "a dataset is a folder made by `trainctl data prepare`");
+    }
+    if (!file_slurp(path, LIMIT_JSON_BYTES, &text, &bytes, err))
         return err_hint(err, "a dataset is a folder made by `trainctl data prepare`");
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
     free(text);

@@ -13,6 +13,7 @@ def test_refusals_leave_the_state_as_it_was(world):
     world.dataset()
     world.start(2)
     before = world.weights("before")
+    world.ctl("checkpoint", "save", "mine")
     recipe = world.recipe()
     cases = [
         (("set-optimizer", "fp32-mster"), None, ("fp32-master",)),            # the nearest right name
@@ -29,6 +30,7 @@ def test_refusals_leave_the_state_as_it_was(world):
         (("evaluate", world.path("nowhere")), None, ("nowhere",)),
         (("load", world.path("nowhere")), None, ("nowhere",)),
         (("checkpoint", "load", "nothing-by-that-name"), None, ("nothing-by-that-name",)),
+        (("checkpoint", "verify", "mime"), None, ('"mine"',)),
         (("checkpoint", "delete", "nothing-by-that-name"), None, ("nothing-by-that-name",)),
         (("checkpoint", "save", "../outside"), None, ()),
         (("resume",), None, ("idle",)),                                       # not in this state, which is named
@@ -42,6 +44,27 @@ def test_refusals_leave_the_state_as_it_was(world):
     need(status["state"] == "idle" and status["policy"]["name"] == "fp32-master", f"state after refusals: {status['state']}")
     need(world.weights("after") == before, "a refused command changed weights")
     world.train(recipe)  # and it still works
+
+
+@bounded(60)
+def test_where_a_recipe_is_wrong(world):
+    """File, line, key, nearest name: also of what is seen only with the data, and by trainerd --run."""
+    world.dataset()  # 48 rows: 6 steps an epoch
+    text = "data: data\nepochs: 2\nglobal_batch: 8\n"
+    cases = [("order: shuffeld\n", ("r.yaml:4: order", "shuffled")),
+             ("optimizer:\n  policy: fp32-mastr\n", ("r.yaml:5: optimizer.policy", "fp32-master")),
+             ("optimizer:\n  decya: all\n", ("r.yaml:5:", "optimizer.decay")),
+             ("schedule:\n  kind: cosne\n", ("r.yaml:5: schedule.kind", "cosine")),
+             ("schedule:\n  warmup_steps: 13\n", ("r.yaml:5: schedule.warmup_steps", "12 steps")),
+             ("schedule:\n  kind: wsd\n  wsd_decay: 13\n", ("r.yaml:6: schedule.wsd_decay", "12"))]
+    world.start(1)
+    for number, (wrong, says) in enumerate(cases):
+        world.refused("train", world.write(f"{number}/r.yaml", text.replace("data: data", "data: " + world.path("data")) + wrong), code=2, says=says)
+        world.refused("schedule", world.path(str(number), "r.yaml"), code=2, says=says[:1] if number < 4 else ())
+    for number in (0, 1):
+        daemon = world.start(1, "--run", world.path(str(number), "r.yaml"), wait=False, state=f"state-{number}")
+        need(daemon.wait_end(30) == 2, f"--run of a wrong recipe ended with {daemon.process.returncode}")
+        need(all(word in daemon.said() for word in cases[number][1]), f"--run says {daemon.said()[-400:]}")
 
 
 @bounded(60)

@@ -58,6 +58,31 @@ def test_every_command(world):
 
 
 @bounded(120)
+def test_json_is_one_value(world):
+    """-o json: one JSON value on stdout, one a line when following; refusals leave stdout empty and say it on stderr."""
+    world.dataset()
+    world.start(1)
+    recipe, long = world.recipe(), world.recipe("long.yaml", steps=100000)
+    for words in (("status",), ("wait",), ("audit",), ("data", "prepare", world.path("data.jsonl"), "-o", world.path("again")),
+                  ("data", "show", world.path("data")), ("export", world.path("hub")), ("load", world.path("hub")),
+                  ("init", world.path("model", "config.json")), ("schedule", recipe), ("evaluate", world.path("data")),
+                  ("train", recipe), ("wait",), ("runs",), ("metrics",), ("metrics", "--since", "1000"),
+                  ("metrics", "--tensor", "*norm*"), ("plot", "--out", world.path("p.svg")), ("checkpoint", "save", "mine"),
+                  ("checkpoint", "list"), ("checkpoint", "verify", "mine"), ("checkpoint", "load", "mine"),
+                  ("checkpoint", "delete", "mine"), ("compare", "--policies", "fp32-master,bf16", recipe), ("train", long),
+                  ("pause",), ("set-optimizer", "bf16-kahan"), ("set-optimizer", "--lr", "1e-4"), ("set-schedule", "--min-lr", "1e-6"),
+                  ("set-schedule", "--steps", "90000", "--dry-run"), ("schedule",), ("resume",), ("stop",), ("doctor", "--quick")):
+        world.json(*words, timeout=60)
+    for words in (("train", recipe, "--follow"), ("metrics", "--follow"), ("metrics", "--follow", "--tensor", "*q_norm*")):
+        lines = world.ctl(*words, json_out=True).lines()
+        need(len(lines) >= 12 and all("step" in line for line in lines), f"{words}: {len(lines)} lines")
+    for words, code in ((("train", "none.yaml"), 1), (("pause",), 1), (("checkpoint", "load", "none"), 1), (("metrics", "--run", "none"), 1),
+                        (("set-optimizer", "none"), 2), (("nonsense",), 2), (("--timeout", "0.2", "wait", "--state", "failed"), 4)):
+        need(not world.refused(*words, code=code, json_out=True).out, f"{words}: a refusal prints data")
+    world.json("shutdown")
+
+
+@bounded(120)
 def test_steering_a_run(world):
     world.dataset()
     world.start(2)
