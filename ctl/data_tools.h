@@ -2,12 +2,13 @@
  * caller's (json_decref); the command layer prints them, or data_show_print does for people.
  *
  * Inputs, told apart by their names:
- *   *.jsonl, *.ndjson, *.json   one JSON object a line: {"messages": [{"role": …, "content": …}, …]} is a
- * chat, one row;
- *                               {"text": …} is a document. Other fields may be there; --sort-by names one of
- * them. anything else               a text file, one document. A document is trained on whole, ends in
- * <|endoftext|>, and is cut into rows of `cutoff` tokens. A chat is trained on what the assistant says; one
- * longer than the cutoff loses its end, one with nothing trained within it is left out. */
+ * - *.jsonl, *.ndjson, *.json: one JSON object a line. {"messages": [{"role": …, "content": …}, …]} is a
+ * chat, one row; {"text": …} is a document. Other fields may be there; --sort-by names one of them.
+ * - anything else: a text file, one document.
+ *
+ * A document is trained on whole, ends in <|endoftext|>, and is cut into rows of `cutoff` tokens. A chat is
+ * trained on what the assistant says; one longer than the cutoff loses its end, one with nothing trained
+ * within it is left out. */
 #pragma once
 
 #include "err.h"

@@ -3,10 +3,12 @@
  *
  * One arithmetic, many storages: values are read to fp32, updated in fp32, and each stored value is rounded
  * once by its format. The per-element functions are in common/ (shared with nvcc); the formats, in words, in
- * contract order: weight  fp32 | bf16 (nearest even) | bf16s (stochastic) | kahan (bf16 w + bf16 c, value w +
- * c) | split (bf16 w, ties away, + the low 16 bits, exact) | split8 (bf16 w + int8 code of the rest:
- * FlashOptim) moment  fp32 | bf16 | bf16s | q8 (8-bit codes in groups of 32 with one bf16 scale; m companded,
- * v as sqrt(v)) */
+ * contract order:
+ *
+ * - weight: fp32 | bf16 (nearest even) | bf16s (stochastic) | kahan (bf16 w + bf16 c, value w + c) | split
+ * (bf16 w, ties away, + the low 16 bits, exact) | split8 (bf16 w + int8 code of the rest: FlashOptim)
+ * - moment: fp32 | bf16 | bf16s | q8 (8-bit codes in groups of 32 with one bf16 scale; m companded, v as
+ * sqrt(v)) */
 #pragma once
 
 #include "dtype.h"

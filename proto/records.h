@@ -1,10 +1,11 @@
 /* What a run leaves on disk, as messages of the protocol: control answers with them, and trainctl reads them
  * itself when the daemon is gone. Written by the engine:
  *
- *     STATE_DIR/runs/RUN/run.json       one object with the fields of Run
- *     STATE_DIR/runs/RUN/events.jsonl   one object a line; a step has the fields of Step and no key "event"
- * (or "step") STATE_DIR/runs/RUN/tensors.jsonl  one object a line, with "step" and "tensor"
- *     STATE_DIR/runs/RUN/recipe.yaml */
+ * - STATE_DIR/runs/RUN/run.json: one object with the fields of Run
+ * - STATE_DIR/runs/RUN/events.jsonl: one object a line; a step has the fields of Step and no key "event" (or
+ *   "step")
+ * - STATE_DIR/runs/RUN/tensors.jsonl: one object a line, with "step" and "tensor"
+ * - STATE_DIR/runs/RUN/recipe.yaml */
 #pragma once
 
 #include "err.h"

@@ -1,8 +1,8 @@
 /* A checkpoint: everything that decides the next step, as a folder that any layout can load.
  *
- *     NAME/shard-00000.safetensors …   one a writing rank: its slices, bit for bit as they are stored
- *     NAME/manifest.json               sealed (manifest.h): which slice of which tensor lies where, the
- * files' checksums, the model's config, the training state as the engine gave it
+ * - NAME/shard-00000.safetensors …: one a writing rank: its slices, bit for bit as they are stored
+ * - NAME/manifest.json: sealed (manifest.h): which slice of which tensor lies where, the files' checksums,
+ * the model's config, the training state as the engine gave it
  *
  * Every tensor of the parameter table has up to six parts, by the formats of weight, m and v: the main
  * arrays, and the second ones (weight.extra: compensation, low half or code; m.scale, v.scale: q8's scales,
@@ -12,8 +12,8 @@
  *
  * No function here talks to other ranks: each does its rank's part, and the engine agrees between the phases.
  *
- *     save:  rank 0: begin | all: write_shard | rank 0: commit        after any failure, rank 0: abort
- *     load:  all: open | all: verify (each its share of files) | all: read … | close
+ * - save: rank 0 begins, all write_shard, rank 0 commits; after any failure, rank 0 aborts
+ * - load: all open, all verify (each its share of the files), all read …, all close
  *
  * Written in NAME.partial, synced, renamed: a save cut off anywhere leaves the checkpoints that were there
  * before. A failed sync condemns the save: its files are removed, nothing is tried again. Owner: the engine's

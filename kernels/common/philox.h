@@ -2,12 +2,12 @@
  * bits as a pure function of a key and a counter, so that they depend on no rank, thread, layout or order of
  * work.
  *
- *   key      the daemon's seed, low and high word
- *   counter  (block low, block high, total step, stream)
- *   streams  0, 1, 2: stochastic rounding of W, m, v. block = global element index >> 3; the element with
- * index & 7 = j takes the j-th 16-bit half-word, low half of a word first. 3: initial weights, total step 0.
- * block = global element index >> 1: one call serves two elements. 4: the order of the data,
- * block = position, total step = epoch. */
+ * - key: the daemon's seed, low and high word
+ * - counter: (block low, block high, total step, stream)
+ * - streams 0, 1, 2: stochastic rounding of W, m, v. block = global element index >> 3; the element with
+ *   index & 7 = j takes the j-th 16-bit half-word, low half of a word first
+ * - stream 3: initial weights, total step 0. block = global element index >> 1: one call serves two elements
+ * - stream 4: the order of the data. block = position, total step = epoch */
 #pragma once
 
 #include "bf16.h"

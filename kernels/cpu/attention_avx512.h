@@ -1,14 +1,19 @@
 /* The pieces that fast attention is built of: packed operands, register tiles, exp2. Included by the two
- * files that compile it, after they set ATTENTION_BF16: 1  words are pairs of bf16, products are vdpbf16ps
- * (AVX-512 BF16), which takes denormal inputs as zero; 0  words are fp32, products are FMA (AVX-512 F); bf16
- * tensors are widened while packing.
+ * files that compile it, after they set ATTENTION_BF16:
+ *
+ * - 1: words are pairs of bf16, products are vdpbf16ps (AVX-512 BF16), which takes denormal inputs as zero
+ * - 0: words are fp32, products are FMA (AVX-512 F); bf16 tensors are widened while packing
  *
  * A product is c[m][n] += sum over k of a[m][k] b[k][n] with n in the 16 lanes of a register. Its operands
  * are made of 32-bit words that hold WORD neighbours along k, so both kinds of product are one loop:
  * broadcast a word of a, load 16 words of b. Three packings make such operands from rows x[r][e] of a tensor,
- * zeros outside: rows        [r][e/WORD]   an a whose sum runs over e, k-step 1 transposed  [e/WORD][r]   a b
- * whose sum runs over e pairs       [r/WORD][e]   a b whose sum runs over r Everything is in groups of 16
- * rows or lanes; the causal triangle is cut at this grain. */
+ * zeros outside:
+ *
+ * - rows, [r][e/WORD]: an a whose sum runs over e, k-step 1
+ * - transposed, [e/WORD][r]: a b whose sum runs over e
+ * - pairs, [r/WORD][e]: a b whose sum runs over r
+ *
+ * Everything is in groups of 16 rows or lanes; the causal triangle is cut at this grain. */
 #pragma once
 
 #include "dtype.h"
