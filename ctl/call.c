@@ -389,10 +389,22 @@ int call_fail(const struct call *call, const struct err *err)
     return err->code == ERR_INVALID && !call->client.refused ? EXIT_USAGE : EXIT_REFUSED;
 }
 
+/* What a command waits for that has had no answer yet. */
+static void say_waiting(const Trainerd__Status *status)
+{
+    if (status->waiting[0])
+        fprintf(stderr, "trainctl: %s waits for the end of step %lld: %lld of %lld micro-batches are done\n",
+                status->waiting, (long long)status->step + 1, (long long)status->micro_batch,
+                (long long)status->micro_batches);
+    else if (status->activity[0])
+        fprintf(stderr, "trainctl: the daemon is busy: %s\n", status->activity);
+}
+
 bool call_connect(struct call *call, struct err *err)
 {
     if (!call->connected)
         call->connected = client_open(&call->client, call->connect, call->timeout_s, err);
+    call->client.waiting = call->quiet ? NULL : say_waiting;
     call->no_daemon = !call->connected && err->code == ERR_NOT_FOUND;
     return call->connected;
 }

@@ -188,14 +188,42 @@ static bool is_answer(const Trainerd__Frame *frame, uint64_t id)
            (frame->reply->id == id || frame->reply->id == 0);
 }
 
+static bool send_request(struct client *client, Trainerd__Request *request, double deadline, struct err *err)
+{
+    size_t count;
+    request->id = ++client->next_id;
+    unsigned char *bytes = frame_pack(&request->base, &count);
+    if (!bytes)
+        return err_set(err, ERR_MEMORY, "no memory for a request");
+    bool sent = send_frame(client, bytes, count, deadline, err);
+    free(bytes);
+    return sent;
+}
+
+static uint64_t ask_status(struct client *client, double deadline, struct err *err)
+{
+    Trainerd__Request request = TRAINERD__REQUEST__INIT;
+    Trainerd__StatusRequest status = TRAINERD__STATUS_REQUEST__INIT;
+    request.command_case = TRAINERD__REQUEST__COMMAND_STATUS;
+    request.status = &status;
+    return send_request(client, &request, deadline, err) ? request.id : 0;
+}
+
 static bool await_reply(struct client *client, uint64_t id, double deadline, Trainerd__Reply **reply,
                         struct err *err)
 {
+    double patience = client->waiting ? now_s() + CLIENT_PATIENCE_S : -1;
+    uint64_t status_id = 0; /* of the question what takes so long */
     for (;;) {
         Trainerd__Frame *frame;
-        if (!next_frame(client, deadline, &frame, err))
+        bool until_patience = patience >= 0 && (deadline < 0 || patience < deadline);
+        if (!next_frame(client, until_patience ? patience : deadline, &frame, err))
             return false;
-        if (!frame && deadline >= 0 && now_s() >= deadline) {
+        if (!frame && until_patience && now_s() >= patience) {
+            patience = -1;
+            if (!(status_id = ask_status(client, deadline, err)))
+                return false;
+        } else if (!frame && deadline >= 0 && now_s() >= deadline) {
             err_set(err, ERR_TIMEOUT, "no answer within %g s", client->timeout_s);
             return err_hint(
                 err, "a command that was taken up goes on; trainctl status shows what the daemon does");
@@ -209,6 +237,9 @@ static bool await_reply(struct client *client, uint64_t id, double deadline, Tra
             trainerd__frame__free_unpacked(frame, NULL);
             return true;
         }
+        if (status_id && is_answer(frame, status_id) &&
+            frame->reply->result_case == TRAINERD__REPLY__RESULT_STATE)
+            client->waiting(frame->reply->state);
         if (frame->body_case == TRAINERD__FRAME__BODY_EVENT)
             keep_event(client, frame);
         trainerd__frame__free_unpacked(frame, NULL);
@@ -219,16 +250,10 @@ bool client_request(struct client *client, Trainerd__Request *request, Trainerd_
                     struct err *err)
 {
     client->refused = false;
-    request->id = ++client->next_id;
     double deadline = client->timeout_s > 0 ? now_s() + client->timeout_s : -1;
     if (client->timeout_s > 0 && client->timeout_s < 4e6)
         request->deadline_ms = (uint32_t)(client->timeout_s * 1e3) + 1;
-    size_t count;
-    unsigned char *bytes = frame_pack(&request->base, &count);
-    if (!bytes)
-        return err_set(err, ERR_MEMORY, "no memory for a request");
-    bool sent = send_frame(client, bytes, count, deadline, err);
-    free(bytes);
+    bool sent = send_request(client, request, deadline, err);
     Trainerd__Reply *got = NULL;
     /* The daemon's own word on the deadline is better than ours: it gets a moment more to give it. */
     bool answered =

@@ -18,11 +18,15 @@
 #include "trainerd.pb-c.h"
 
 #define CLIENT_EVENTS_KEPT 8192
+#define CLIENT_PATIENCE_S  2.0
 
 struct client {
     int fd;
     uint64_t next_id;
     double timeout_s; /* of each request; 0: none */
+    /* Called once a request that has had no answer for CLIENT_PATIENCE_S, with what the daemon is at; or
+     * NULL. */
+    void (*waiting)(const Trainerd__Status *status);
     struct frame_reader reader;
     unsigned char *input;
     size_t input_first, input_count;

@@ -67,6 +67,11 @@ static void print_run(const json_t *status)
            integer_at(status, "steps"));
     if (integer_at(status, "skipped") > 0)
         printf(", %lld skipped", integer_at(status, "skipped"));
+    if (integer_at(status, "micro_batches") > 1)
+        printf(", %lld of %lld micro-batches of the next", integer_at(status, "micro_batch"),
+               integer_at(status, "micro_batches"));
+    if (text_at(status, "waiting")[0])
+        printf("\nwaiting   %s, for the end of that step", text_at(status, "waiting"));
     if (json_is_null(json_object_get(status, "loss"))) { /* just restored */
         putchar('\n');
         return;

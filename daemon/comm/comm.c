@@ -74,6 +74,7 @@ bool comm_init(struct comm *comm, int *argc, char ***argv, struct err *err)
 void comm_done(struct comm *comm)
 {
     free(comm->wire->staging);
+    free(comm->wire->notice);
     free(comm->wire);
     free(comm->group);
     *comm = (struct comm){0};
@@ -161,6 +162,33 @@ void comm_broadcast_idle(struct comm *comm, void *bytes, size_t count)
         nanosleep(&(struct timespec){.tv_nsec = nap_ns}, NULL);
         nap_ns = nap_ns * 5 / 4 < COMM_NAP_NS_MAX ? nap_ns * 5 / 4 : COMM_NAP_NS_MAX;
     }
+}
+
+struct comm_notice {
+    int32_t number;
+    MPI_Request request;
+};
+
+void comm_notice_post(struct comm *comm, int32_t number)
+{
+    if (!comm->wire->notice)
+        comm->wire->notice = malloc(sizeof *comm->wire->notice);
+    struct comm_notice *notice = comm->wire->notice;
+    INVARIANT(notice != NULL);
+    notice->number = number;
+    if (comm->ranks > 1)
+        MPI_Ibcast(&notice->number, 1, MPI_INT32_T, 0, mpi_of(comm), &notice->request);
+}
+
+int32_t comm_notice_take(struct comm *comm)
+{
+    struct comm_notice *notice = comm->wire->notice;
+    if (comm->ranks == 1)
+        return notice->number;
+    double entered = enter(comm, "notice", 1);
+    MPI_Wait(&notice->request, MPI_STATUS_IGNORE);
+    leave(comm, entered);
+    return notice->number;
 }
 
 void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t each)

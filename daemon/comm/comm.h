@@ -16,10 +16,11 @@
 
 /* What the world and all groups of a process share. */
 struct comm_wire {
-    double seconds;        /* spent inside collectives since the caller last zeroed it */
-    int64_t bytes_sent;    /* payload this rank put on the wire, for the plan's check */
-    char *staging;         /* two host buffers of COMM_STAGING_BYTES each, made on first need */
-    struct device *device; /* of the buffers that collectives take */
+    double seconds;             /* spent inside collectives since the caller last zeroed it */
+    int64_t bytes_sent;         /* payload this rank put on the wire, for the plan's check */
+    char *staging;              /* two host buffers of COMM_STAGING_BYTES each, made on first need */
+    struct device *device;      /* of the buffers that collectives take */
+    struct comm_notice *notice; /* under way: comm_notice_post */
 };
 
 /* All ranks, or the group of those that share one axis of the layout (groups.h). */
@@ -53,6 +54,11 @@ void comm_broadcast(struct comm *comm, void *bytes, size_t count);
 
 /* As comm_broadcast, for ranks that may wait for hours: they sleep between looks, and no watchdog runs. */
 void comm_broadcast_idle(struct comm *comm, void *bytes, size_t count);
+
+/* Rank 0's number to all, without anyone waiting: it travels with the collectives between notice_post and
+ * notice_take. Every rank posts, then takes. */
+void comm_notice_post(struct comm *comm, int32_t number); /* ignored but on rank 0 */
+int32_t comm_notice_take(struct comm *comm);
 
 /* Host memory: all[rank] = each rank's `each` bytes. */
 void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t each);

@@ -136,6 +136,9 @@ void answer_status(struct session *session, uint64_t id)
     status.run = text_of(from->run);
     status.step = from->step;
     status.steps = from->run_steps;
+    status.micro_batch = from->micro_batch;
+    status.micro_batches = from->micro_batches;
+    status.waiting = text_of(from->waiting);
     status.total_steps = from->total_steps;
     status.update = from->update;
     status.epoch = from->epoch;

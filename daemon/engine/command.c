@@ -14,8 +14,9 @@ static const char *const state_names[] = {
 static const struct {
     const char *name;
     unsigned states;
+    enum command_when when;
 } commands[] = {
-#define X(command, name, states) {name, states},
+#define X(command, name, states, when) {name, states, when},
     COMMANDS(X)
 #undef X
 };
@@ -28,6 +29,11 @@ const char *engine_state_name(enum engine_state state)
 const char *command_name(enum command_kind kind)
 {
     return (unsigned)kind < COMMAND_COUNT ? commands[kind].name : "unknown";
+}
+
+enum command_when command_when(enum command_kind kind)
+{
+    return (unsigned)kind < COMMAND_COUNT ? commands[kind].when : STEP_ENDED;
 }
 
 /* "idle, paused or empty" */

@@ -36,31 +36,34 @@ const char *engine_state_name(enum engine_state state);
 #define IN_REST   (IN(STATE_IDLE) | IN(STATE_FAILED) | IN(STATE_PAUSED))
 #define IN_IDLE   (IN(STATE_IDLE) | IN(STATE_FAILED))
 
-/* X(constant, name, states in which it is legal). Commands are taken up when a step has ended. */
+/* X(constant, name, states in which it is legal, when it is taken up). Commands that change nothing a step
+ * depends on are taken up between two micro-batches; the others when the step has ended. */
 #define COMMANDS(X)                                                                                          \
-    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY))                                                       \
-    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY))                                                       \
-    X(COMMAND_EXPORT, "export", IN_MODEL)                                                                    \
-    X(COMMAND_TRAIN, "train", IN_IDLE)                                                                       \
-    X(COMMAND_EVALUATE, "evaluate", IN_MODEL)                                                                \
-    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING))                                                             \
-    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED))                                                            \
-    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED))                                            \
-    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL)                                                      \
-    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED))                            \
-    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL)                                                  \
-    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY))                                 \
-    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY))                            \
-    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY))                            \
-    X(COMMAND_SHUTDOWN, "shutdown", IN_MODEL | IN(STATE_EMPTY))
+    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED) \
+    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED) \
+    X(COMMAND_EXPORT, "export", IN_MODEL, AMID_STEP) \
+    X(COMMAND_TRAIN, "train", IN_IDLE, STEP_ENDED) \
+    X(COMMAND_EVALUATE, "evaluate", IN_MODEL, AMID_STEP) \
+    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING), STEP_ENDED) \
+    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED), STEP_ENDED) \
+    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED) \
+    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL, STEP_ENDED) \
+    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED) \
+    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL, STEP_ENDED) \
+    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY), STEP_ENDED) \
+    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY), AMID_STEP) \
+    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY), AMID_STEP) \
+    X(COMMAND_SHUTDOWN, "shutdown", IN_MODEL | IN(STATE_EMPTY), STEP_ENDED)
 
 enum command_kind {
-#define X(command, name, states) command,
+#define X(command, name, states, when) command,
     COMMANDS(X)
 #undef X
         COMMAND_COUNT
 };
 const char *command_name(enum command_kind kind);
+enum command_when { STEP_ENDED, AMID_STEP };
+enum command_when command_when(enum command_kind kind);
 /* ERR_STATE with a sentence that names the state and the states in which the command is legal. */
 bool command_legal(enum command_kind kind, enum engine_state state, struct err *err) MUST_USE;
 

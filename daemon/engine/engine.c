@@ -11,9 +11,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
-#define ENGINE_WAIT_S 3600.0
+#define ENGINE_WAIT_S    3600.0
+#define ENGINE_PUBLISH_S 0.25 /* between snapshots within a step */
+
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 static void say(struct engine *engine, enum event_kind kind, const char *text)
 {
@@ -211,6 +220,55 @@ static bool next_command(struct engine *engine, struct command *command)
     return there;
 }
 
+static bool fits_amid_step(const struct command *command)
+{
+    return command->expired || command_when(command->kind) == AMID_STEP;
+}
+
+/* What is at the front of the mailbox: done soon if it may be, else shown as waiting for the end of the step.
+ */
+static bool look_for_command(struct engine *engine)
+{
+    struct progress *p = &engine->progress;
+    enum command_kind kind;
+    bool waits;
+    while (mailbox_next_fit(engine->mailbox, fits_amid_step, &p->taken, &waits, &kind)) {
+        if (!p->taken.expired)
+            return true;
+        answer_expired(engine, &p->taken);
+    }
+    if (waits && !p->waiting[0]) {
+        snprintf(p->waiting, sizeof p->waiting, "%s", command_name(kind));
+        log_info("engine", "%s waits for the end of the step, micro-batches=%lld of=%lld", p->waiting,
+                 (long long)p->micro_batch, (long long)p->micro_batches);
+        engine_publish(engine);
+    }
+    return false;
+}
+
+void engine_before_micro_batch(struct engine *engine, int64_t i, int64_t n)
+{
+    engine->progress.micro_batch = i;
+    engine->progress.micro_batches = n;
+    if (engine->mailbox && now_s() - engine->progress.published_s > ENGINE_PUBLISH_S) {
+        engine->progress.published_s = now_s();
+        engine_publish(engine);
+    }
+    if (i + 1 < n) /* the last one's end is nearly the step's */
+        comm_notice_post(engine->comm, engine->mailbox && look_for_command(engine));
+}
+
+void engine_after_micro_batch(struct engine *engine, int64_t i, int64_t n)
+{
+    if (i + 1 >= n || !comm_notice_take(engine->comm))
+        return;
+    struct command command = engine->progress.taken;
+    double communicated = engine->comm->wire->seconds; /* of the step, which the command is not */
+    comm_broadcast(engine->comm, &command, sizeof command);
+    execute_and_answer(engine, &command);
+    engine->comm->wire->seconds = communicated;
+}
+
 int engine_loop(struct engine *engine, bool exit_when_idle)
 {
     struct command command;
@@ -224,6 +282,7 @@ int engine_loop(struct engine *engine, bool exit_when_idle)
             execute_and_answer(engine, &command);
         else {
             run_advance(engine);
+            engine->progress = (struct progress){.published_s = now_s()};
             engine_publish(engine);
         }
     }

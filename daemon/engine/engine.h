@@ -75,6 +75,14 @@ struct run {
     FILE *events, *tensors; /* rank 0: the run's JSONL */
 };
 
+/* Of the step under way, for status; and what is done between two of its micro-batches. */
+struct progress {
+    int64_t micro_batch, micro_batches;
+    double published_s;
+    char waiting[LIMIT_NAME_BYTES];
+    struct command taken; /* on rank 0: out of the mailbox, for all ranks after the next micro-batch */
+};
+
 struct engine {
     struct engine_options options;
     struct comm *comm;    /* all ranks */
@@ -101,6 +109,7 @@ struct engine {
     struct update_measures *measures;       /* [tensors], of the last update, merged over ranks */
     struct update_measures *measures_ranks; /* [ranks * tensors] */
     FILE *journal;                          /* rank 0 */
+    struct progress progress;
 };
 
 /* engine.c */
@@ -114,6 +123,10 @@ int engine_loop(struct engine *engine, bool exit_when_idle);
 /* One command as if it had come from the mailbox; on all ranks, with rank 0's command. */
 bool engine_execute(struct engine *engine, struct command *command, struct command_result *result,
                     struct err *err) MUST_USE;
+/* Around the micro-batch i of n of a step, on all ranks: a command that changes nothing is taken up before it
+ * and done after it. */
+void engine_before_micro_batch(struct engine *engine, int64_t i, int64_t n);
+void engine_after_micro_batch(struct engine *engine, int64_t i, int64_t n);
 /* A sentence for whoever follows: to the log and, from rank 0, as an event. engine_warn at warning level. */
 void engine_warn(struct engine *engine, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void engine_note(struct engine *engine, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -95,6 +95,8 @@ struct snapshot {
     char run[LIMIT_NAME_BYTES];                        /* "" when no run */
     int64_t run_steps;                                 /* N */
     int64_t step, update, total_steps, skipped, epoch; /* k, t */
+    int64_t micro_batch, micro_batches; /* finished ones of the step under way; 0 of 0: none is */
+    char waiting[LIMIT_NAME_BYTES];     /* the command that waits for its end; "": none */
     struct optimizer_settings settings;
     struct schedule schedule; /* of the run */
     struct step_event last;

@@ -146,6 +146,14 @@ static struct timespec deadline_in(double seconds)
     return t;
 }
 
+/* Under the lock, with at least one there. */
+static void take_first(struct mailbox *box, struct command *command)
+{
+    *command = box->commands[box->command_first];
+    box->command_first = (box->command_first + 1) % LIMIT_COMMAND_QUEUE;
+    box->command_count--;
+}
+
 bool mailbox_next(struct mailbox *box, struct command *command, double wait_s)
 {
     struct timespec deadline = deadline_in(wait_s > 0 ? wait_s : 0);
@@ -154,13 +162,25 @@ bool mailbox_next(struct mailbox *box, struct command *command, double wait_s)
         if (pthread_cond_timedwait(&box->submitted, &box->lock, &deadline) == ETIMEDOUT)
             break;
     bool there = box->command_count > 0;
-    if (there) {
-        *command = box->commands[box->command_first];
-        box->command_first = (box->command_first + 1) % LIMIT_COMMAND_QUEUE;
-        box->command_count--;
-    }
+    if (there)
+        take_first(box, command);
     pthread_mutex_unlock(&box->lock);
     return there;
+}
+
+bool mailbox_next_fit(struct mailbox *box, bool (*fits)(const struct command *), struct command *command,
+                      bool *waits, enum command_kind *kind)
+{
+    pthread_mutex_lock(&box->lock);
+    const struct command *first = &box->commands[box->command_first];
+    bool there = box->command_count > 0, fit = there && fits(first);
+    if (there)
+        *kind = first->kind;
+    if (fit)
+        take_first(box, command);
+    pthread_mutex_unlock(&box->lock);
+    *waits = there && !fit;
+    return fit;
 }
 
 void mailbox_reply(struct mailbox *box, const struct reply *reply)

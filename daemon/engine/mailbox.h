@@ -30,6 +30,9 @@ struct audit *mailbox_take_audit(struct mailbox *box);
 
 /* Engine's thread. next waits up to wait_s for a command. */
 bool mailbox_next(struct mailbox *box, struct command *command, double wait_s);
+/* The next command stays where it is unless it is fit to be taken now. *waits: there is one, of that kind. */
+bool mailbox_next_fit(struct mailbox *box, bool (*fits)(const struct command *), struct command *command,
+                      bool *waits, enum command_kind *kind);
 void mailbox_reply(struct mailbox *box, const struct reply *reply);
 void mailbox_post(struct mailbox *box, const struct event *event);
 void mailbox_publish(struct mailbox *box, struct snapshot *snapshot);

@@ -43,6 +43,9 @@ static void describe_run(const struct engine *engine, struct snapshot *s)
     s->run_steps = run->steps;
     s->step = run->k;
     s->skipped = run->skipped;
+    s->micro_batch = engine->progress.micro_batch;
+    s->micro_batches = engine->progress.micro_batches;
+    snprintf(s->waiting, sizeof s->waiting, "%s", engine->progress.waiting);
     s->epoch = order_epoch(&run->source->order, run->cursor);
     s->schedule = run->schedule;
     s->settings = run->settings;

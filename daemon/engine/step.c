@@ -108,6 +108,8 @@ static void pass_over_batch(struct engine *engine, struct workspace *w, struct l
                 shard_leaves_absent(shard);
             continue;
         }
+        if (w->training)
+            engine_before_micro_batch(engine, g, groups);
         double start = now_s();
         batch_fill(loader, plan, round, lane0 + engine->groups.place.d, &w->host);
         struct batch batch = send_batch(w, &w->host);
@@ -123,6 +125,8 @@ static void pass_over_batch(struct engine *engine, struct workspace *w, struct l
         seconds->forward += pass.forward_s - (context.communicated_before_backward - before);
         seconds->backward += pass.backward_s - (comm->wire->seconds - context.communicated_before_backward);
         watch_tick();
+        if (w->training)
+            engine_after_micro_batch(engine, g, groups);
     }
 }
 

@@ -197,3 +197,38 @@ def test_csv_and_tables(world):
     need(lines[0].startswith("run,step"), f"csv begins with {lines[0]!r}")
     need(len(lines) == 13, f"{len(lines)} lines of csv")
     need("fp32-master" in world.ctl("status").out, "status as a table names no policy")
+
+
+@bounded(180)
+def test_commands_within_a_long_step(world):
+    """What changes nothing is done between two micro-batches, and leaves no trace in the step's bits; a pause waits for the
+    step's end, which status and who waits are told."""
+    small, large = world.dataset(rows=30, name="small"), world.dataset(rows=2400, name="large")
+    recipe = world.recipe(data=large, steps=3, global_batch=2400, max_tokens=None, micro_batch=1)
+    world.start(2, state="undisturbed")
+    alone = world.train(recipe, timeout=120)
+    world.ctl("shutdown")
+    world.start(2, state="disturbed")
+    world.ctl("train", recipe)
+
+    def within(n):
+        status = world.status()
+        return status["step"] == n and 0 < status["micro_batch"] < status["micro_batches"]
+    until(lambda: within(0), 30, "micro-batches of the first step in status")
+    world.json("evaluate", small)
+    world.ctl("export", world.path("exported"))
+    need(within(0), "evaluate and export waited for the end of the step")
+    until(lambda: within(1), 60, "micro-batches of the second step in status")
+    pause = world.spawn("pause")
+    until(lambda: world.status()["waiting"] == "pause", 10, "status names the pause that waits")
+    _, err = pause.communicate(timeout=60)
+    status = world.status()
+    need(pause.returncode == 0 and status["state"] == "paused" and status["waiting"] == "", f"after the pause: {status}")
+    need(status["step"] in (2, 3) and status["micro_batches"] == 0, f"the pause came within a step: {status}")
+    need("waits" not in err or "micro-batches are done" in err, f"pause said {err}")
+    if status["step"] < 3:
+        world.ctl("resume")
+        world.ctl("wait", "--state", "idle", timeout=90)
+    disturbed = world.events()
+    for key in ("loss", "grad_norm", "update_quality"):
+        need([e[key] for e in disturbed] == [e[key] for e in alone], f"{key} differs: {disturbed} against {alone}")

@@ -79,6 +79,40 @@ static void test_a_waiting_command_expires(void **state)
     mailbox_free(box);
 }
 
+static bool is_evaluate(const struct command *command)
+{
+    return command->expired || command->kind == COMMAND_EVALUATE;
+}
+
+/* Within a step the first command is taken only if it is fit; what is behind an unfit one waits its turn. */
+static void test_only_a_fit_command_is_taken(void **state)
+{
+    (void)state;
+    struct mailbox *box = new_box();
+    struct command *command = calloc(1, sizeof *command);
+    struct err err = ERR_INIT;
+    enum command_kind kind = COMMAND_COUNT;
+    bool waits = true;
+    assert_false(mailbox_next_fit(box, is_evaluate, command, &waits, &kind));
+    assert_false(waits);
+    static const enum command_kind kinds[] = {COMMAND_EVALUATE, COMMAND_PAUSE, COMMAND_EVALUATE};
+    for (int i = 0; i < 3; i++) {
+        *command = (struct command){.kind = kinds[i], .ticket = (uint64_t)i};
+        check_ok(mailbox_submit(box, command, &err), &err);
+    }
+    assert_true(mailbox_next_fit(box, is_evaluate, command, &waits, &kind));
+    assert_true(command->ticket == 0 && !waits);
+    assert_false(mailbox_next_fit(box, is_evaluate, command, &waits, &kind));
+    assert_true(waits && kind == COMMAND_PAUSE);
+    assert_true(mailbox_expire(box, 1)); /* expired ones are answered at once */
+    assert_true(mailbox_next_fit(box, is_evaluate, command, &waits, &kind));
+    assert_int_equal(command->ticket, 1);
+    assert_true(mailbox_next(box, command, 0));
+    assert_int_equal(command->ticket, 2);
+    free(command);
+    mailbox_free(box);
+}
+
 static void test_events_drop_the_oldest_and_are_counted(void **state)
 {
     (void)state;
@@ -215,6 +249,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_commands_keep_their_order_and_are_bounded),
         cmocka_unit_test(test_a_waiting_command_expires),
+        cmocka_unit_test(test_only_a_fit_command_is_taken),
         cmocka_unit_test(test_events_drop_the_oldest_and_are_counted),
         cmocka_unit_test(test_a_snapshot_replaces_the_one_before),
         cmocka_unit_test(test_two_threads),
