@@ -71,28 +71,26 @@ struct watch_place watch_where(void)
                                 .inside = atomic_load(&watch.alive_ns) != 0};
 }
 
-/* "; rank 3 (pid 1234) is stopped" and "; rank 5 (pid 1236) is not in it (sequence 50)". */
-static void name_the_missing(struct words *w)
+/* "; rank 3 (pid 1234) is stopped". Where none is: "; rank 5 (pid 1236) is in none (its last is 50)". */
+static int name_ranks(struct words *w, bool stopped)
 {
     struct kin_place other;
     int named = 0;
     for (int32_t i = 0; kin_sibling(i, &other); i++) {
-        bool elsewhere = !other.inside || other.sequence != watch_sequence();
-        if (!other.stopped && !elsewhere)
+        if (stopped ? !other.stopped : other.inside)
             continue;
         named++;
         words_text(w, "; rank ");
         words_int(w, other.who.rank);
         words_text(w, " (pid ");
         words_int(w, other.who.pid);
-        words_text(w, other.stopped ? ") is stopped (SIGSTOP, or a debugger)" : ") is not in it (sequence ");
-        if (other.stopped)
+        words_text(w, stopped ? ") is stopped (SIGSTOP, or a debugger)" : ") is in none (its last is ");
+        if (stopped)
             continue;
         words_int(w, other.sequence);
         words_text(w, ")");
     }
-    if (!named && kin_siblings() > 0)
-        words_text(w, "; all ranks of this host are in it, so look at the other hosts");
+    return named;
 }
 
 /* One line a host, from the first rank whose patience ends; all ranks end. */
@@ -102,7 +100,8 @@ static void end_stuck_process(int64_t stuck_ns)
         char host[256] = "?";
         struct words missing = {.used = 0};
         gethostname(host, sizeof host - 1);
-        name_the_missing(&missing);
+        if (name_ranks(&missing, true) == 0 && name_ranks(&missing, false) == 0 && kin_siblings() > 0)
+            words_text(&missing, "; all ranks of this host wait in one, so look at the other hosts");
         log_error("watch",
                   "no progress for %.0f s host=%s axis=%s operation=%s sequence=%lld count=%lld: a rank is "
                   "stopped, "
