@@ -70,8 +70,10 @@ static int began(struct call *call, const struct recipe *recipe, const json_t *t
         printf("%s\n", run);
     call_note(call, "%s: %lld steps%s%s", run, (long long)steps, text && text[0] ? "; " : "",
               text ? text : "");
-    if (json_is_object(conversion) && call->output == OUTPUT_TABLE && !follow)
-        output_conversion(call, conversion, 0);
+    if (json_is_object(conversion))
+        call_note(call, "the policy takes %g bytes a parameter, it was %g",
+                  json_number_value(json_object_get(conversion, "bytes_per_parameter_after")),
+                  json_number_value(json_object_get(conversion, "bytes_per_parameter_before")));
     note_schedule(call, recipe, steps, text);
     return follow ? follow_run(call, run, 0, true) : EXIT_DONE;
 }

@@ -80,6 +80,7 @@ static void fill_trained(Trainerd__Reply *to, struct reply_parts *parts, const s
     parts->trained.steps = result->steps;
     parts->trained.text = text_of(result->text);
     parts->trained.conversion = conversion_if_any(parts, result);
+    parts->conversion.text = text_of(""); /* it is in trained.text */
     to->result_case = TRAINERD__REPLY__RESULT_TRAINED;
     to->trained = &parts->trained;
 }

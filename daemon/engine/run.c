@@ -87,17 +87,41 @@ static bool prepare(struct engine *engine, const struct command *command, struct
     return false;
 }
 
+/* What a user should know of what has begun: the schedule, rows left out, what the recipe's policy changed.
+ */
+static void describe_start(const struct run *run, const char *before, const struct policy *after,
+                           struct command_result *result)
+{
+    char converted[sizeof result->text];
+    memcpy(converted, result->text, sizeof converted);
+    schedule_note(&run->schedule, result->text, sizeof result->text);
+    size_t used = strlen(result->text);
+    if (run->source->order.dropped > 0)
+        snprintf(result->text + used, sizeof result->text - used,
+                 "%s%lld rows have no label within the cutoff and are left out", used ? "; " : "",
+                 (long long)run->source->order.dropped);
+    used = strlen(result->text);
+    if (converted[0])
+        (void)!snprintf(result->text + used, sizeof result->text - used, "%sconverted from %s to %s: %.600s",
+                        used ? "; " : "", before, after->name, converted);
+}
+
 bool run_start(struct engine *engine, const struct command *command, struct command_result *result,
                struct err *err)
 {
     struct run run = {0};
     struct swap swap;
-    struct optimizer_loss losses[STATE_PART_COUNT];
+    struct policy before = engine->body.optimizer.policy;
     if (!prepare(engine, command, &run, &swap, err)) {
         run_done(&run);
         return false;
     }
-    swap_commit(engine, &swap, losses);
+    if (policy_equal(&before, &swap.policy)) {
+        struct optimizer_loss none[STATE_PART_COUNT];
+        swap_commit(engine, &swap, none);
+    } else {
+        swap_apply(engine, &swap, result);
+    }
     if (!command->u.train.keep_moments)
         optimizer_zero_moments(&engine->body.optimizer);
     if (engine->has_run)
@@ -111,12 +135,7 @@ bool run_start(struct engine *engine, const struct command *command, struct comm
     engine->failure[0] = '\0';
     snprintf(result->run, sizeof result->run, "%s", run.id);
     result->steps = run.steps;
-    schedule_note(&run.schedule, result->text, sizeof result->text);
-    size_t used = strlen(result->text);
-    if (run.source->order.dropped > 0)
-        snprintf(result->text + used, sizeof result->text - used,
-                 "%s%lld rows have no label within the cutoff and are left out", used ? "; " : "",
-                 (long long)run.source->order.dropped);
+    describe_start(&run, before.name, &engine->body.optimizer.policy, result);
     if (engine->comm->rank == 0)
         runlog_describe(engine, &engine->run, "running");
     log_info("run", "started run=%s steps=%lld policy=%s data=%s", run.id, (long long)run.steps,

@@ -34,6 +34,23 @@ def test_live_swaps_between_all_pairs(world):
 
 
 @bounded(90)
+def test_a_recipe_that_names_a_policy(world):
+    """It is converted to first, and what that loses is said; the id alone is on stdout."""
+    world.dataset()
+    world.start(2)
+    recipe = world.recipe(optimizer={"policy": "bf16-kahan", "lr": 1e-3})
+    trained = world.json("train", recipe)
+    conversion = trained["conversion"]
+    need((conversion["bytes_per_parameter_before"], conversion["bytes_per_parameter_after"]) == (12, 8), f"conversion: {trained}")
+    need("converted from fp32-master to bf16-kahan" in trained["text"] and not conversion["exact"], f"text: {trained['text']}")
+    world.ctl("wait", timeout=60)
+    need(world.json("train", recipe)["conversion"] is None, "the same policy is a conversion")
+    world.ctl("wait", timeout=60)
+    said = world.ctl("train", world.recipe("back.yaml", optimizer={"policy": "fp32-master", "lr": 1e-3}))
+    need(said.out.split() == ["run-0003"] and "8" in said.err and "nothing was lost" in said.err, f"{said.out} {said.err}")
+
+
+@bounded(90)
 def test_settings_alone(world):
     """Hyperparameters without a policy: old and new are said, nothing is converted; what would change nothing takes nothing."""
     world.dataset()
