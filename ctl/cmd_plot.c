@@ -56,7 +56,8 @@ static bool add_run(struct plot *plot, const char *folder, const char *run, stru
         return false;
     name_curve(name, run, steps);
     bool fine = true;
-    for (int p = 0; fine && p < plot->panel_count; p++)
+    const int drawn = sizeof fields / sizeof fields[0];
+    for (int p = 0; fine && p < plot->panel_count && p < drawn; p++)
         fine = plot_panel_add(&plot->panels[p], name, steps, fields[p], err);
     if (fine)
         plot_mark_policies(plot, steps);

@@ -1,3 +1,4 @@
+#define ERR_INSIDE
 #include "err.h"
 
 #include <errno.h>

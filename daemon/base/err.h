@@ -65,6 +65,14 @@ bool err_hint(struct err *err, const char *format, ...) __attribute__((format(pr
  * errno. */
 bool err_errno(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+#if defined(__clang_analyzer__) && !defined(ERR_INSIDE) /* it cannot look into err.c, and would follow paths \
+                             on which a failure returns true */
+#define err_set(...)   ((void)err_set(__VA_ARGS__), false)
+#define err_why(...)   ((void)err_why(__VA_ARGS__), false)
+#define err_hint(...)  ((void)err_hint(__VA_ARGS__), false)
+#define err_errno(...) ((void)err_errno(__VA_ARGS__), false)
+#endif
+
 const char *err_code_name(enum err_code code);
 enum err_code err_code_from_name(const char *name); /* ERR_INVALID for an unknown name */
 

@@ -77,6 +77,7 @@ static const char **shard_names(const json_t *map, size_t *count, const char *pa
 static bool open_files(struct safetensors_set *set, const char *folder, const char *const *names,
                        size_t count, struct err *err)
 {
+    INVARIANT(count > 0);
     if (count > SAFETENSORS_SHARDS_MAX)
         return err_set(err, ERR_INVALID, "%.200s has %zu shards, more than %d", folder, count,
                        SAFETENSORS_SHARDS_MAX);

@@ -134,7 +134,7 @@ void ROW(head_with)(struct queue *q, head_matmul *matmul, float *logprob, void *
     for (int64_t t = 0; t < T; t++) {
         logprob[t] = 0.0f;
         if (labels[t] >= 0)
-            c.tokens[labelled++] = (int32_t)t;
+            c.tokens[labelled++] = (int32_t)t; /* NOLINT: scratch is never NULL here */
         else if (gradient)
             memset((char *)dx + (size_t)t * row_bytes, 0, row_bytes);
     }
