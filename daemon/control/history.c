@@ -80,9 +80,9 @@ static void send_lines(struct history *history)
         history->count = 0; /* a line that no run writes */
 }
 
-/* Live events that the file told already would be told twice. The engine writes a step to the file and posts it
- * right after: the last one that the file told may be in the ring, still in the mailbox, or posted only later, and
- * is then the next event. */
+/* Live events that the file told already would be told twice. The engine writes a step to the file and posts
+ * it right after: the last one that the file told may be in the ring, still in the mailbox, or posted only
+ * later, and is then the next event. */
 static void drop_told(struct session *session, const struct history *history)
 {
     unsigned kept = 0;

@@ -20,6 +20,7 @@ struct shard_options engine_shard_options(const struct engine *engine, const str
     struct shard_options options = {.compute = policy->compute,
                                     .accumulate = policy->accumulate,
                                     .reduce = policy->reduce,
+                                    .zero = engine->options.zero,
                                     .lanes = engine->options.lanes != 0,
                                     .levels = 1};
     while (options.lanes && 1ll << (options.levels - 1) < groups)

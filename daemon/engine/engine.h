@@ -21,6 +21,7 @@ struct engine_options {
     struct policy policy; /* what a model starts with */
     uint64_t seed;
     int64_t lanes; /* 0: the plain reduction */
+    int32_t zero;  /* stage 1, 2 or 3 */
     bool recompute;
     int32_t threads;
     double product_flops; /* of this host, as doctor measured it; 0: not measured */

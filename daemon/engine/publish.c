@@ -75,7 +75,7 @@ void engine_publish(struct engine *engine)
     layout_print(&o->layout, s->layout, sizeof s->layout);
     s->ranks = engine->comm->ranks;
     s->threads = o->threads;
-    s->zero = 3;
+    s->zero = engine->options.zero;
     snprintf(s->device, sizeof s->device, "%s; %s", engine->device->description, engine->device->products);
     s->policy = o->policy;
     snprintf(s->policy_spec, sizeof s->policy_spec, "%s", o->policy.name);

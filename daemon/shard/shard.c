@@ -19,9 +19,10 @@ static int64_t shard_elements_of(int64_t elements, int32_t ranks)
     return (blocks + ranks - 1) / ranks * STATE_ALIGNMENT;
 }
 
-static bool is_resident(int32_t ranks)
+/* Units stay gathered. With nobody to share with, releasing one would only mean converting it again. */
+static bool is_resident(const struct shard_options *options, int32_t ranks)
 {
-    return ranks == 1; /* with nobody to share with, releasing a unit would only mean converting it again */
+    return ranks == 1 || options->zero < 3;
 }
 
 /* The sizes of everything, in one place for shard_bytes and shard_init. */
@@ -44,12 +45,12 @@ static struct sizes sizes_of(const struct param_table *params, bool tied, const 
             s.widest[kind] = shard * ranks;
         if (shard > s.widest_shard)
             s.widest_shard = shard;
-        s.gathered += is_resident(ranks) ? shard : 0;
-        s.sums += shard * options->levels * (u == 0 && tied ? 2 : 1);
+        s.gathered += is_resident(options, ranks) ? shard * ranks : 0;
+        s.sums += shard * shard_sum_parts(options, ranks) * options->levels * (u == 0 && tied ? 2 : 1);
     }
     int64_t widest = 0;
     for (int kind = 0; kind < BUFFER_KINDS; kind++) {
-        s.gathered += is_resident(ranks) ? 0 : s.widest[kind];
+        s.gathered += is_resident(options, ranks) ? 0 : s.widest[kind];
         widest = s.widest[kind] > widest ? s.widest[kind] : widest;
     }
     /* One rank adds its leaf as it is, unless the wire's rounding is asked for. */
@@ -101,9 +102,16 @@ static bool take(struct shard *shard, void **memory, int64_t bytes, const char *
            err_set(err, ERR_MEMORY, "%lld bytes for %s do not fit", (long long)bytes, what);
 }
 
+/* This rank's part of the unit's gathered buffer. */
+static char *own_part(const struct shard *shard, int32_t unit)
+{
+    size_t each = (size_t)shard->units[unit].shard_elements * dtype_bytes(shard->options.compute);
+    return (char *)shard->buffers[shard->units[unit].buffer].memory + each * (size_t)shard->comm->rank;
+}
+
 static bool take_buffers(struct shard *shard, const struct sizes *s, struct err *err)
 {
-    bool resident = is_resident(shard->comm->ranks);
+    bool resident = is_resident(&shard->options, shard->comm->ranks);
     shard->buffer_count = resident ? shard->unit_count : BUFFER_KINDS;
     shard->buffers = calloc((size_t)shard->buffer_count, sizeof *shard->buffers);
     INVARIANT(shard->buffers != NULL);
@@ -112,7 +120,7 @@ static bool take_buffers(struct shard *shard, const struct sizes *s, struct err 
         shard->units[u].leaf = kind;
         shard->units[u].buffer = resident ? u : kind;
         if (resident)
-            shard->buffers[u].elements = shard->units[u].shard_elements;
+            shard->buffers[u].elements = shard->units[u].shard_elements * shard->comm->ranks;
     }
     bool done = true;
     for (int32_t b = 0; b < shard->buffer_count && done; b++) {
@@ -124,7 +132,7 @@ static bool take_buffers(struct shard *shard, const struct sizes *s, struct err 
                     "gathered weights", err);
     }
     for (int32_t u = 0; u < shard->unit_count && resident && done; u++)
-        shard->copies.units[u] = shard->buffers[u].memory;
+        shard->copies.units[u] = own_part(shard, u);
     for (int kind = 0; kind < BUFFER_KINDS && done; kind++) {
         shard->leaves[kind].elements = s->widest[kind];
         done = take(shard, &shard->leaves[kind].memory, s->widest[kind] * 4, "a unit's gradient", err);
@@ -139,7 +147,9 @@ static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, str
         for (int slot = 0; slot < (u == 0 && tied ? 2 : 1); slot++)
             for (int32_t level = 0; level < shard->options.levels; level++)
                 if (!take(shard, &shard->units[u].sums[slot].levels[level],
-                          shard->units[u].shard_elements * bytes, "gradients", err))
+                          shard->units[u].shard_elements *
+                              shard_sum_parts(&shard->options, shard->comm->ranks) * bytes,
+                          "gradients", err))
                     return false;
     shard->parts_bytes = (size_t)s->parts_bytes;
     shard->received_bytes = (size_t)s->received_bytes;
@@ -198,7 +208,9 @@ void shard_done(struct shard *shard)
         for (int slot = 0; slot < 2; slot++)
             for (int level = 0; level < SHARD_LEVELS_MAX; level++)
                 device_release(device, shard->units[u].sums[slot].levels[level],
-                               (size_t)shard->units[u].shard_elements * accumulate);
+                               (size_t)(shard->units[u].shard_elements *
+                                        shard_sum_parts(&shard->options, shard->comm->ranks)) *
+                                   accumulate);
     device_release(device, shard->received, shard->received_bytes);
     device_release(device, shard->squares_device, shard->squares_bytes);
     free(shard->squares_host);
@@ -225,25 +237,30 @@ void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t uni
     struct shard_buffer *buffer = &shard->buffers[shard->units[unit].buffer];
     if (buffer->holds == unit)
         return buffer->memory;
-    size_t each = (size_t)shard->units[unit].shard_elements * dtype_bytes(shard->options.compute);
-    char *mine = (char *)buffer->memory + each * (size_t)shard->comm->rank;
-    optimizer_compute_copy(optimizer, unit, mine, shard->options.compute);
-    comm_all_gather(shard->comm, buffer->memory, each);
+    if (!buffer->own)
+        optimizer_compute_copy(optimizer, unit, own_part(shard, unit), shard->options.compute);
+    comm_all_gather(shard->comm, buffer->memory,
+                    (size_t)shard->units[unit].shard_elements * dtype_bytes(shard->options.compute));
     buffer->holds = unit;
     return buffer->memory;
 }
 
 void shard_weights_updated(struct shard *shard)
 {
-    for (int32_t b = 0; b < shard->buffer_count; b++)
-        if (!is_resident(shard->comm->ranks))
+    bool resident = is_resident(&shard->options, shard->comm->ranks);
+    for (int32_t b = 0; b < shard->buffer_count; b++) {
+        shard->buffers[b].own = resident;
+        if (shard->comm->ranks > 1)
             shard->buffers[b].holds = -1;
+    }
 }
 
 void shard_weights_changed(struct shard *shard)
 {
-    for (int32_t b = 0; b < shard->buffer_count; b++)
+    for (int32_t b = 0; b < shard->buffer_count; b++) {
         shard->buffers[b].holds = -1;
+        shard->buffers[b].own = false;
+    }
 }
 
 int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset)
@@ -265,7 +282,7 @@ void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
     int64_t accumulate = (int64_t)dtype_bytes(shard->options.accumulate);
     for (int32_t b = 0; b < shard->buffer_count; b++) {
         char name[64];
-        if (shard->buffer_count == BUFFER_KINDS)
+        if (!is_resident(&shard->options, shard->comm->ranks))
             snprintf(name, sizeof name, "%s", kinds[b]);
         else
             snprintf(name, sizeof name, "unit %d", b);
@@ -281,7 +298,9 @@ void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
         int64_t elements = 0;
         for (int slot = 0; slot < 2; slot++)
             for (int level = 0; level < SHARD_LEVELS_MAX; level++)
-                elements += shard->units[u].sums[slot].levels[level] ? shard->units[u].shard_elements : 0;
+                if (shard->units[u].sums[slot].levels[level])
+                    elements +=
+                        shard->units[u].shard_elements * shard_sum_parts(&shard->options, shard->comm->ranks);
         row(context, name, "gradient", shard->options.accumulate, elements, elements * accumulate);
     }
     row(context, "exchange", "scratch", DTYPE_U8, (int64_t)shard->received_bytes,

@@ -1,11 +1,16 @@
-/* ZeRO storage (Rajbhandari et al. 2020, stage 3) over the data axis: who owns which piece of every unit,
- * gathering a unit's weights before use, and summing its gradients onto the owner.
+/* ZeRO storage (Rajbhandari et al. 2020) over a shard group: who owns which piece of every unit, gathering a
+ * unit's weights before use, and summing its gradients onto the owner.
+ *
+ * - Stage 3 gathers a unit at every use.
+ * - Stage 2 keeps all units gathered and renews them once an update: the update writes this rank's part, an
+ *   all-gather brings the others'. A rank alone always does so (8 ms less in a step of 134 M parameters).
+ * - Stage 1 keeps whole gradients too, adds micro-batches where they are made, and exchanges once a step.
+ * Under lanes the tree over leaves asks for an exchange a micro-batch, as in stage 2.
  *
  * A unit's flat buffer (model/params.h) is padded to ranks * shard_elements; rank r owns elements
  * r*shard_elements on, a multiple of 256. Gathered weights are in the compute dtype; a gathered unit is kept
- * until its buffer is needed for another unit or the weights change, so the last block of the forward is
- * there for the backward. With one rank every unit has its own buffer, which the update
- * itself renews (8 ms less in a step of 134 M parameters).
+ * until its buffer is needed for another unit or the weights change, so that in stage 3 the last block of the
+ * forward is there for the backward.
  *
  * Gradients: one micro-batch of all ranks at a time gives up to `ranks` leaves. They are exchanged all-to-all
  * and added on the owner in the order of a fixed binary tree over ranks; absent ranks are skipped, not added
@@ -32,6 +37,7 @@
 
 struct shard_options {
     enum dtype compute, accumulate, reduce;
+    int32_t zero;   /* stage 1, 2 or 3 */
     bool lanes;     /* the reproducible reduction */
     int32_t levels; /* of its binary counter: 1 + ceil(log2(leaves/ranks)); 1 when plain */
 };
@@ -40,9 +46,10 @@ struct shard_buffer { /* gathered weights */
     void *memory;
     int64_t elements;
     int32_t holds; /* the unit whose present weights are in it, or -1 */
+    bool own;      /* this rank's part is current, whatever it holds: the update wrote it */
 };
 
-struct shard_sum { /* one unit's, one use's gradient on this rank's shard */
+struct shard_sum { /* one unit's, one use's gradient on this rank's shard; in stage 1 of the whole unit */
     void *levels[SHARD_LEVELS_MAX];
     uint64_t filled; /* bit i: levels[i] holds a partial sum */
 };
@@ -72,6 +79,7 @@ struct shard {
     const void **gradients;         /* [unit_count], as the optimizer takes them */
     struct optimizer_copies copies; /* of units that stay gathered: the update renews them by itself */
     uint64_t present;               /* of the leaves being computed: bit r, rank r has one */
+    uint64_t ever_present;          /* in any of this step */
     int64_t group;                  /* their number: leaf / ranks */
 };
 
@@ -83,6 +91,12 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
 void shard_done(struct shard *shard); /* takes zeroed and half-built ones */
 int64_t shard_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
                     int32_t ranks);
+
+/* How many ranks' parts a gradient's sum holds here: one, or in stage 1 all. */
+static inline int32_t shard_sum_parts(const struct shard_options *options, int32_t ranks)
+{
+    return options->zero == 1 && !options->lanes ? ranks : 1;
+}
 
 /* The optimizer's plan of this rank's shard: units is the caller's, [unit_count]; segments stay the shard's.
  */

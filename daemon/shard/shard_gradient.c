@@ -8,6 +8,7 @@
 
 void shard_gradients_begin(struct shard *shard)
 {
+    shard->ever_present = 0;
     for (int32_t u = 0; u < shard->unit_count; u++) {
         shard->units[u].sums[0].filled = shard->units[u].sums[1].filled = 0;
         shard->units[u].gradient = NULL;
@@ -18,6 +19,13 @@ void shard_leaves_begin(struct shard *shard, int64_t group, uint64_t present)
 {
     shard->group = group;
     shard->present = present;
+    shard->ever_present |= present;
+}
+
+/* Sums hold all ranks' parts until the step ends: stage 1. */
+static bool sums_whole(const struct shard *shard)
+{
+    return shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
 }
 
 /* Where the next sum of a unit's use comes to lie: where it will stay, if that place is free, or else
@@ -33,34 +41,29 @@ static float *landing(struct shard *shard, int32_t unit, int32_t slot, void *spa
 float *shard_leaf(struct shard *shard, int32_t unit, int32_t slot)
 {
     void *whole = shard->leaves[shard->units[unit].leaf].memory;
-    return shard->parts_bytes == 0 ? landing(shard, unit, slot, whole) : whole;
+    return shard->parts_bytes == 0 || sums_whole(shard) ? landing(shard, unit, slot, whole) : whole;
 }
 
-/* This rank's part of the sum over ranks of the leaves just written, in the tree's order. */
-static float *sum_over_ranks(struct shard *shard, int32_t unit, int32_t slot)
+/* sum[shard_elements] = this rank's part of the sum over the present ranks of `whole`, in the tree's order.
+ */
+static void sum_over_ranks(struct shard *shard, int32_t unit, float *sum, float *whole, uint64_t present)
 {
     const struct kernels *k = shard->device->kernels;
     struct queue *q = shard->device->queue;
     int64_t n = shard->units[unit].shard_elements;
     int32_t ranks = shard->comm->ranks;
-    float *leaf = shard_leaf(shard, unit, slot);
-    if (shard->parts_bytes == 0)
-        return leaf;
-    float *sum = landing(shard, unit, slot, shard->received + shard->parts_bytes);
-    uint64_t present = shard->present;
     if (inject("rank-left-out") && ranks > 1)
         present &= ~(1ull << (ranks - 1));
     if (shard->options.reduce == DTYPE_F32 && !inject("wire-bf16")) {
-        comm_exchange(shard->comm, shard->received, leaf, (size_t)n * 4);
+        comm_exchange(shard->comm, shard->received, whole, (size_t)n * 4);
         k->tree_sum(q, sum, shard->received, n, n, ranks, present, DTYPE_F32);
     } else { /* rounded once, as it goes on the wire: the parts' halves of the buffer hold what is sent and
                 received */
         char *sent = shard->received, *got = shard->received + shard->parts_bytes / 2;
-        k->cast(q, sent, leaf, n * ranks, DTYPE_BF16, DTYPE_F32);
+        k->cast(q, sent, whole, n * ranks, DTYPE_BF16, DTYPE_F32);
         comm_exchange(shard->comm, got, sent, (size_t)n * 2);
-        k->tree_sum(q, sum, got, n, n, ranks, shard->present, DTYPE_BF16);
+        k->tree_sum(q, sum, got, n, n, ranks, present, DTYPE_BF16);
     }
-    return sum;
 }
 
 /* Plain: one total, in the order of the micro-batches. */
@@ -103,13 +106,21 @@ static void add_in_tree(struct shard *shard, struct shard_sum *counter, float *s
 void shard_reduce(struct shard *shard, int32_t unit, int32_t slot)
 {
     struct shard_unit *u = &shard->units[unit];
-    if (u->shard_elements == 0)
+    int64_t n = u->shard_elements;
+    if (n == 0)
         return;
-    float *sum = sum_over_ranks(shard, unit, slot);
+    float *sum = shard_leaf(shard, unit, slot);
+    if (sums_whole(shard)) {
+        n *= shard->comm->ranks;
+    } else if (shard->parts_bytes > 0) {
+        float *whole = sum;
+        sum = landing(shard, unit, slot, shard->received + shard->parts_bytes);
+        sum_over_ranks(shard, unit, sum, whole, shard->present);
+    }
     if (shard->options.lanes)
-        add_in_tree(shard, &u->sums[slot], sum, true, u->shard_elements);
+        add_in_tree(shard, &u->sums[slot], sum, true, n);
     else
-        add_in_order(shard, &u->sums[slot], sum, u->shard_elements);
+        add_in_order(shard, &u->sums[slot], sum, n);
 }
 
 void shard_leaves_absent(struct shard *shard)
@@ -123,9 +134,31 @@ void shard_leaves_absent(struct shard *shard)
         }
 }
 
-/* What is left in the counter, from the last leaves to the first; NULL when nothing was ever added. */
-static void *finish_sum(struct shard *shard, struct shard_sum *counter, int64_t n)
+/* Stage 1: the step's one exchange of a unit. This rank's part of the sum over ranks takes the place of its
+ * own part of `whole`, which is in `accumulate`. */
+static void *finish_whole(struct shard *shard, int32_t unit, void *whole)
 {
+    const struct kernels *k = shard->device->kernels;
+    struct queue *q = shard->device->queue;
+    enum dtype accumulate = shard->options.accumulate;
+    int64_t n = shard->units[unit].shard_elements;
+    float *wide = whole;
+    if (accumulate != DTYPE_F32) {
+        wide = shard->leaves[shard->units[unit].leaf].memory;
+        k->cast(q, wide, whole, n * shard->comm->ranks, DTYPE_F32, accumulate);
+    }
+    char *mine = (char *)whole + (size_t)n * (size_t)shard->comm->rank * dtype_bytes(accumulate);
+    float *sum = (float *)(shard->received + shard->parts_bytes);
+    sum_over_ranks(shard, unit, sum, wide, shard->ever_present);
+    k->cast(q, mine, sum, n, accumulate, DTYPE_F32);
+    return mine;
+}
+
+/* What is left in the counter, from the last leaves to the first; NULL when nothing was ever added. */
+static void *finish_sum(struct shard *shard, int32_t unit, int32_t slot)
+{
+    struct shard_sum *counter = &shard->units[unit].sums[slot];
+    int64_t n = shard->units[unit].shard_elements;
     void *total = NULL;
     for (int level = 0; level < shard->options.levels; level++) {
         if (!(counter->filled >> level & 1))
@@ -135,7 +168,7 @@ static void *finish_sum(struct shard *shard, struct shard_sum *counter, int64_t 
                                                DTYPE_F32);
         total = counter->levels[level];
     }
-    return total;
+    return total && sums_whole(shard) ? finish_whole(shard, unit, total) : total;
 }
 
 void shard_gradients_finish(struct shard *shard)
@@ -144,8 +177,8 @@ void shard_gradients_finish(struct shard *shard)
     struct queue *q = shard->device->queue;
     for (int32_t unit = 0; unit < shard->unit_count; unit++) {
         struct shard_unit *u = &shard->units[unit];
-        void *gradient = finish_sum(shard, &u->sums[0], u->shard_elements);
-        void *second = finish_sum(shard, &u->sums[1], u->shard_elements);
+        void *gradient = finish_sum(shard, unit, 0);
+        void *second = finish_sum(shard, unit, 1);
         if (second && !inject("tied-use-dropped")) { /* a tied head's use of the embedding, through fp32
                                                         whatever it was accumulated in */
             float *wide = second;

@@ -82,13 +82,13 @@ class Result:
 
 
 def run(name, ranks, lanes=0, recompute=0, threads=1, policy="fp32-master+compute=fp32", tied="tied", steps=6, batch=13,
-        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None):
+        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None, layout="", zero=3):
     out = f"{FOLDER}/{name}"
     os.makedirs(out, exist_ok=True)
     for path, text in ((f"{out}/config.json", config_text(tied)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
         with open(path, "w") as file:
             file.write(text)
-    common = [out, device, str(lanes), str(recompute), str(threads)]
+    common = [out, device, layout, str(zero), str(lanes), str(recompute), str(threads)]
     if resume:
         launch(ranks, ["resume", *common, resume])
     else:
@@ -186,9 +186,26 @@ def accumulate_bf16():
         assert abs(loss - loss2) < 1e-2 * loss
 
 
+def zero_stages():
+    """Stage 2 keeps weights, which changes no bit; stage 1 adds micro-batches before ranks. Under lanes all three agree."""
+    one = run("zero-one", 1)
+    for ranks in (2, 4):
+        three = run(f"zero-3-{ranks}", ranks)
+        same(three, run(f"zero-2-{ranks}", ranks, zero=2))
+        near(one, run(f"zero-1-{ranks}", ranks, zero=1))
+    lanes = run("zero-lanes", 1, lanes=8)
+    for zero in (1, 2):
+        same(lanes, run(f"zero-lanes-{zero}", 2, lanes=8, zero=zero))
+    narrow = "fp32-master+accumulate=bf16+reduce=bf16"
+    loss, *_ = run("zero-wide", 2, policy="fp32-master").steps[2]
+    loss2, *_ = run("zero-narrow", 2, zero=1, policy=narrow).steps[2]
+    assert abs(loss - loss2) < 1e-2 * loss, f"{loss} against {loss2}"
+
+
 def guarded():
     needs_hooks()
     same(run("open", 2), run("guarded", 2, device="guarded"))
+    same(run("open-1", 2, zero=1), run("guarded-1", 2, device="guarded", zero=1))
 
 
 # Each bug, injected in builds with test hooks, and the case that must catch it.
@@ -228,6 +245,7 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "lanes_equal_bits_bf16_sr": stochastic_policy,
          "lanes_equal_bits_fp24_q8": quantized_policy,
          "lanes_stop_on_4_resume_on_1": stop_and_resume,
+         "zero_stages_agree": zero_stages,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,

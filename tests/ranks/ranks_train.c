@@ -2,12 +2,12 @@
  * commands, then the whole gradient of the first step and the whole weights after the last go to files that
  * the driver (layouts.py) compares tensor by tensor.
  *
- *     ranks_train data DIR [other]                   makes the dataset (rows of many lengths), or one unlike
- * it ranks_train train OUT DEVICE LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT] ranks_train resume
- * OUT DEVICE LANES RECOMPUTE THREADS CHECKPOINT
+ * - ranks_train data DIR [other]: makes the dataset (rows of many lengths), or one unlike it
+ * - ranks_train train OUT DEVICE LAYOUT ZERO LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT]
+ * - ranks_train resume OUT DEVICE LAYOUT ZERO LANES RECOMPUTE THREADS CHECKPOINT
  *
- * STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and norm in hexadecimal floating
- * point. */
+ * LAYOUT "" is d = all ranks. STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and
+ * norm in hexadecimal floating point. */
 #include "comm.h"
 #include "dataset_writer.h"
 #include "engine.h"
@@ -176,17 +176,19 @@ int main(int argc, char **argv)
         make_data(argv[2], argc > 3 ? 54321 : 12345);
         return 0;
     }
-    if (!comm_init(&comm, &argc, &argv, &err) || argc < 8)
+    if (!comm_init(&comm, &argc, &argv, &err) || argc < 10)
         fail(&err);
     bool resumes = strcmp(argv[1], "resume") == 0;
-    options.layout = (struct layout){comm.ranks, 1, 1, 1};
-    options.lanes = atoll(argv[4]);
-    options.recompute = atoi(argv[5]) != 0;
+    if (!layout_parse(&options.layout, argv[4], comm.ranks, &err))
+        fail(&err);
+    options.zero = atoi(argv[5]);
+    options.lanes = atoll(argv[6]);
+    options.recompute = atoi(argv[7]) != 0;
     snprintf(options.state_dir, sizeof options.state_dir, "%s", argv[2]);
     if (!file_join(options.checkpoint_dir, sizeof options.checkpoint_dir, argv[2], "../checkpoints", &err) ||
         !watch_start(comm.rank, 120, &err))
         fail(&err);
-    if (device_open(&device, argv[3], atoi(argv[6]), why, sizeof why) != 0) {
+    if (device_open(&device, argv[3], atoi(argv[8]), why, sizeof why) != 0) {
         fprintf(stderr, "ranks_train: %s\n", why);
         return 1;
     }
@@ -194,10 +196,10 @@ int main(int argc, char **argv)
     if (!engine_init(&engine, &options, &comm, &device, NULL, &err))
         fail(&err);
     if (resumes)
-        resume(&engine, argv[7]);
+        resume(&engine, argv[9]);
     else
-        train(&engine, argv[7], argv[8], argv[9]);
-    run_steps(&engine, argv[2], argc > 10 ? atoll(argv[10]) : 0);
+        train(&engine, argv[9], argv[10], argv[11]);
+    run_steps(&engine, argv[2], argc > 12 ? atoll(argv[12]) : 0);
     engine_done(&engine);
     watch_stop();
     device_close(&device);
