@@ -63,6 +63,19 @@ bool err_errno(struct err *err, const char *format, ...)
     return false;
 }
 
+bool err_unsound(struct err *err, const char *path, const char *kind, const char *hint, const char *format,
+                 ...)
+{
+    char why[ERR_TEXT_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why, sizeof why, format, args);
+    va_end(args);
+    err_set(err, ERR_CORRUPT, "%.200s is not a sound %s", path, kind);
+    err_why(err, "%s", why);
+    return err_hint(err, "%s", hint);
+}
+
 const char *err_code_name(enum err_code code)
 {
     return (unsigned)code < ERR_CODE_COUNT ? code_names[code] : "unknown";

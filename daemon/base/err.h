@@ -65,12 +65,18 @@ bool err_hint(struct err *err, const char *format, ...) __attribute__((format(pr
  * errno. */
 bool err_errno(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* ERR_CORRUPT for a file that cannot be what it claims to be: "PATH is not a sound KIND", the reason as
+ * printed, the hint. */
+bool err_unsound(struct err *err, const char *path, const char *kind, const char *hint, const char *format,
+                 ...) __attribute__((format(printf, 5, 6)));
+
 #if defined(__clang_analyzer__) && !defined(ERR_INSIDE) /* it cannot look into err.c, and would follow paths \
                              on which a failure returns true */
-#define err_set(...)   ((void)err_set(__VA_ARGS__), false)
-#define err_why(...)   ((void)err_why(__VA_ARGS__), false)
-#define err_hint(...)  ((void)err_hint(__VA_ARGS__), false)
-#define err_errno(...) ((void)err_errno(__VA_ARGS__), false)
+#define err_set(...)     ((void)err_set(__VA_ARGS__), false)
+#define err_why(...)     ((void)err_why(__VA_ARGS__), false)
+#define err_hint(...)    ((void)err_hint(__VA_ARGS__), false)
+#define err_errno(...)   ((void)err_errno(__VA_ARGS__), false)
+#define err_unsound(...) ((void)err_unsound(__VA_ARGS__), false)
 #endif
 
 const char *err_code_name(enum err_code code);

@@ -1,9 +1,8 @@
 #include "dataset.h"
 
-#include "manifest.h"
+#include "dataset_manifest.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,19 +78,8 @@ void dataset_count_percentiles(struct dataset_statistics *statistics, int32_t *l
     statistics->longest = rows > 0 ? lengths[rows - 1] : 0;
 }
 
-static bool refuse(const char *folder, struct err *err, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static bool refuse(const char *folder, struct err *err, const char *format, ...)
-{
-    char why[ERR_TEXT_BYTES];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(why, sizeof why, format, args);
-    va_end(args);
-    err_set(err, ERR_CORRUPT, "%.200s is not a sound dataset", folder);
-    err_why(err, "%s", why);
-    return err_hint(err, "make it again with `trainctl data prepare`");
-}
+#define refuse(path, err, ...)                                                                               \
+    err_unsound(err, path, "dataset", "make it again with `trainctl data prepare`", __VA_ARGS__)
 
 /* The tensor as a list of one of two dtypes, or NULL. */
 static const struct safetensor *find_list(const struct dataset *dataset, const char *name, enum dtype dtype,
@@ -104,7 +92,7 @@ static const struct safetensor *find_list(const struct dataset *dataset, const c
     return NULL;
 }
 
-static bool find_tensors(struct dataset *dataset, const struct manifest *manifest, const char *folder,
+static bool find_tensors(struct dataset *dataset, const struct dataset_manifest *manifest, const char *folder,
                          struct err *err)
 {
     const struct safetensor *tokens = find_list(dataset, "tokens", DTYPE_U16, DTYPE_U32, folder, err);
@@ -123,8 +111,8 @@ static bool find_tensors(struct dataset *dataset, const struct manifest *manifes
 }
 
 /* row_start is checked before anything is read through it. */
-static bool check_starts(const struct dataset *dataset, const struct manifest *manifest, const char *folder,
-                         struct err *err)
+static bool check_starts(const struct dataset *dataset, const struct dataset_manifest *manifest,
+                         const char *folder, struct err *err)
 {
     int64_t rows = manifest->statistics.rows;
     if (row_start(dataset, 0) != 0 || row_start(dataset, rows) != manifest->statistics.tokens)
@@ -137,8 +125,8 @@ static bool check_starts(const struct dataset *dataset, const struct manifest *m
     return true;
 }
 
-static bool check_contents(const struct dataset *dataset, const struct manifest *manifest, const char *folder,
-                           struct err *err)
+static bool check_contents(const struct dataset *dataset, const struct dataset_manifest *manifest,
+                           const char *folder, struct err *err)
 {
     int64_t labelled = 0, tokens = manifest->statistics.tokens;
     for (int64_t t = 0; t < tokens; t++) {
@@ -160,9 +148,10 @@ static bool check_contents(const struct dataset *dataset, const struct manifest 
     return true;
 }
 
-static bool check(struct dataset *dataset, struct manifest *manifest, const char *folder, struct err *err)
+static bool check(struct dataset *dataset, struct dataset_manifest *manifest, const char *folder,
+                  struct err *err)
 {
-    manifest_hash_data(dataset->hash, dataset->file.map.bytes, dataset->file.map.count);
+    dataset_manifest_hash_data(dataset->hash, dataset->file.map.bytes, dataset->file.map.count);
     if (*manifest->data_xxh3 && strcmp(manifest->data_xxh3, dataset->hash) != 0)
         return refuse(folder, err, DATASET_DATA_NAME " is not the file that the manifest was made for");
     if (!find_tensors(dataset, manifest, folder, err) || !check_starts(dataset, manifest, folder, err) ||
@@ -181,12 +170,12 @@ static bool check(struct dataset *dataset, struct manifest *manifest, const char
 bool dataset_open(struct dataset *dataset, const char *folder, struct err *err)
 {
     struct dataset made = {0};
-    struct manifest manifest = {0};
+    struct dataset_manifest manifest = {0};
     char path[LIMIT_PATH_BYTES];
-    bool good = manifest_read(&manifest, folder, err) &&
+    bool good = dataset_manifest_read(&manifest, folder, err) &&
                 file_join(path, sizeof path, folder, DATASET_DATA_NAME, err) &&
                 safetensors_open(&made.file, path, err) && check(&made, &manifest, folder, err);
-    manifest_done(&manifest);
+    dataset_manifest_done(&manifest);
     if (!good) {
         dataset_close(&made);
         return false;

@@ -1,7 +1,7 @@
 #include "dataset_writer.h"
 
+#include "dataset_manifest.h"
 #include "file.h"
-#include "manifest.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -240,7 +240,7 @@ static bool write_data(struct dataset_writer *writer, const char *path, struct e
 
 static bool write_manifest(const struct dataset_writer *writer, const char *data_path, struct err *err)
 {
-    struct manifest manifest = {.vocabulary = writer->vocabulary, .cutoff = writer->cutoff};
+    struct dataset_manifest manifest = {.vocabulary = writer->vocabulary, .cutoff = writer->cutoff};
     struct dataset_statistics *statistics = &manifest.statistics;
     size_t count = (size_t)writer->row_count;
     struct file_map map;
@@ -249,7 +249,7 @@ static bool write_manifest(const struct dataset_writer *writer, const char *data
     snprintf(manifest.sort_key, sizeof manifest.sort_key, "%s", writer->sort_key);
     if (!file_map_open(&map, data_path, err))
         return false;
-    manifest_hash_data(manifest.data_xxh3, map.bytes, map.count);
+    dataset_manifest_hash_data(manifest.data_xxh3, map.bytes, map.count);
     file_map_close(&map);
     int32_t *sorted = malloc(count * sizeof *sorted);
     manifest.lengths = malloc(count * sizeof *manifest.lengths);
@@ -267,10 +267,10 @@ static bool write_manifest(const struct dataset_writer *writer, const char *data
             statistics->labelled += writer->rows[r].labels;
         }
         dataset_count_percentiles(statistics, sorted, writer->row_count);
-        good = manifest_write(&manifest, writer->aside, err);
+        good = dataset_manifest_write(&manifest, writer->aside, err);
     }
     free(sorted);
-    manifest_done(&manifest);
+    dataset_manifest_done(&manifest);
     return good;
 }
 

@@ -1,6 +1,7 @@
 #include "manifest.h"
 
 #include "file.h"
+#include "json_field.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -135,58 +136,41 @@ bool manifest_text(const struct json_t *root, char **text, size_t *bytes, struct
     return err_set(err, ERR_MEMORY, "no memory to print a manifest");
 }
 
-static bool bad_field(const struct manifest *manifest, const char *key, const char *wanted, struct err *err)
+static struct json_origin origin_of(const struct manifest *manifest)
 {
-    err_set(err, ERR_CORRUPT, "%s: \"%s\" is not %s", manifest->path, key, wanted);
-    return err_hint(err, "it was not written by this version of trainerd");
+    return (struct json_origin){manifest->path, "checkpoint manifest",
+                                "it was not written by this version of trainerd"};
 }
 
 bool manifest_string(const struct manifest *manifest, const struct json_t *object, const char *key,
                      char *value, size_t value_bytes, struct err *err)
 {
-    const json_t *field = json_object_get(object, key);
-    /* jansson refuses \u0000 inside strings, so the length is strlen's. */
-    if (!json_is_string(field) || json_string_length(field) >= value_bytes)
-        return bad_field(manifest, key, "a string of the expected length", err);
-    memcpy(value, json_string_value(field), json_string_length(field) + 1);
-    return true;
+    const struct json_origin origin = origin_of(manifest);
+    return json_field_text(&origin, object, key, value, value_bytes, err);
 }
 
 bool manifest_integer(const struct manifest *manifest, const struct json_t *object, const char *key,
                       int64_t least, int64_t most, int64_t *value, struct err *err)
 {
-    const json_t *field = json_object_get(object, key);
-    int64_t number = json_integer_value(field);
-    if (!json_is_integer(field) || number < least || number > most)
-        return bad_field(manifest, key, "an integer within its bounds", err);
-    *value = number;
-    return true;
+    const struct json_origin origin = origin_of(manifest);
+    return json_field_integer(&origin, object, key, least, most, value, err);
 }
 
 bool manifest_boolean(const struct manifest *manifest, const struct json_t *object, const char *key,
                       bool *value, struct err *err)
 {
-    const json_t *field = json_object_get(object, key);
-    if (!json_is_boolean(field))
-        return bad_field(manifest, key, "true or false", err);
-    *value = json_is_true(field);
-    return true;
+    const struct json_origin origin = origin_of(manifest);
+    return json_field_boolean(&origin, object, key, value, err);
 }
 
 bool manifest_array(const struct manifest *manifest, const char *key, struct json_t **value, struct err *err)
 {
-    json_t *field = json_object_get(manifest->root, key);
-    if (!json_is_array(field))
-        return bad_field(manifest, key, "an array", err);
-    *value = field;
-    return true;
+    const struct json_origin origin = origin_of(manifest);
+    return json_field_array(&origin, manifest->root, key, value, err);
 }
 
 bool manifest_object(const struct manifest *manifest, const char *key, struct json_t **value, struct err *err)
 {
-    json_t *field = json_object_get(manifest->root, key);
-    if (!json_is_object(field))
-        return bad_field(manifest, key, "an object", err);
-    *value = field;
-    return true;
+    const struct json_origin origin = origin_of(manifest);
+    return json_field_object(&origin, manifest->root, key, value, err);
 }

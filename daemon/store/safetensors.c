@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,19 +20,10 @@ static uint64_t read_u64(const unsigned char *bytes)
     return value;
 }
 
-static bool refuse(const char *path, struct err *err, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static bool refuse(const char *path, struct err *err, const char *format, ...)
-{
-    char why[ERR_TEXT_BYTES];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(why, sizeof why, format, args);
-    va_end(args);
-    err_set(err, ERR_CORRUPT, "%.200s is not a sound safetensors file", path);
-    err_why(err, "%s", why);
-    return err_hint(err, "it may have been cut short or damaged on the way: copy it again or use another");
-}
+#define refuse(path, err, ...)                                                                               \
+    err_unsound(err, path, "safetensors file",                                                               \
+                "it may have been cut short or damaged on the way: copy it again or use another",            \
+                __VA_ARGS__)
 
 static bool parse_dtype(struct safetensor *t, const json_t *value, const char *path, struct err *err)
 {

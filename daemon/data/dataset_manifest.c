@@ -1,11 +1,11 @@
-#include "manifest.h"
+#include "dataset_manifest.h"
 
 #include "file.h"
+#include "json_field.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,33 +14,23 @@
 
 #define FORMAT_NAME "trainerd-dataset"
 
-void manifest_hash_data(char text[DATASET_HASH_BYTES], const void *bytes, size_t count)
+void dataset_manifest_hash_data(char text[DATASET_HASH_BYTES], const void *bytes, size_t count)
 {
     XXH128_hash_t hash = XXH3_128bits(bytes, count);
     snprintf(text, DATASET_HASH_BYTES, "%016" PRIx64 "%016" PRIx64, (uint64_t)hash.high64,
              (uint64_t)hash.low64);
 }
 
-void manifest_done(struct manifest *manifest)
+void dataset_manifest_done(struct dataset_manifest *manifest)
 {
     free(manifest->lengths);
     free(manifest->first_trained);
-    *manifest = (struct manifest){0};
+    *manifest = (struct dataset_manifest){0};
 }
 
-static bool refuse(const char *path, struct err *err, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static bool refuse(const char *path, struct err *err, const char *format, ...)
-{
-    char why[ERR_TEXT_BYTES];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(why, sizeof why, format, args);
-    va_end(args);
-    err_set(err, ERR_CORRUPT, "%.200s is not a sound dataset manifest", path);
-    err_why(err, "%s", why);
-    return err_hint(err, "make the dataset again with `trainctl data prepare`");
-}
+#define KIND                   "dataset manifest"
+#define HINT                   "make the dataset again with `trainctl data prepare`"
+#define refuse(path, err, ...) err_unsound(err, path, KIND, HINT, __VA_ARGS__)
 
 /* 16 hex digits over the manifest without its own checksum, in one canonical form. False: no memory. */
 static bool canonical_hash(json_t *root, char text[DATASET_HASH_BYTES])
@@ -54,29 +44,6 @@ static bool canonical_hash(json_t *root, char text[DATASET_HASH_BYTES])
                  (uint64_t)XXH3_64bits(canonical, strlen(canonical)));
     free(canonical);
     return canonical;
-}
-
-static bool get_text(json_t *object, const char *key, char *text, size_t bytes, bool may_miss,
-                     const char *path, struct err *err)
-{
-    json_t *value = json_object_get(object, key);
-    text[0] = '\0';
-    if (may_miss && (!value || json_is_null(value)))
-        return true;
-    if (!json_is_string(value) || json_string_length(value) >= bytes)
-        return refuse(path, err, "%s is missing or no text of at most %zu bytes", key, bytes - 1);
-    memcpy(text, json_string_value(value), json_string_length(value) + 1);
-    return true;
-}
-
-static bool get_number(json_t *object, const char *key, int64_t least, int64_t most, int64_t *number,
-                       const char *path, struct err *err)
-{
-    json_t *value = json_object_get(object, key);
-    if (!json_is_integer(value) || json_integer_value(value) < least || json_integer_value(value) > most)
-        return refuse(path, err, "%s is missing or no number from %" PRId64 " to %" PRId64, key, least, most);
-    *number = json_integer_value(value);
-    return true;
 }
 
 /* rows.key as int32_t[count], each least … most. */
@@ -101,8 +68,9 @@ static bool get_column(json_t *rows, const char *key, int64_t count, int64_t lea
 
 static bool check_checksum(json_t *root, const char *path, struct err *err)
 {
+    const struct json_origin origin = {path, KIND, HINT};
     char said[DATASET_HASH_BYTES], counted[DATASET_HASH_BYTES];
-    if (!get_text(root, "checksum", said, sizeof said, true, path, err))
+    if (!json_field_optional_text(&origin, root, "checksum", said, sizeof said, err))
         return false;
     if (!canonical_hash(root, counted))
         return err_set(err, ERR_MEMORY, "no memory to check %.200s", path);
@@ -110,15 +78,16 @@ static bool check_checksum(json_t *root, const char *path, struct err *err)
            refuse(path, err, "its checksum does not match its contents");
 }
 
-static bool parse(struct manifest *m, json_t *root, const char *path, struct err *err)
+static bool parse(struct dataset_manifest *m, json_t *root, const char *path, struct err *err)
 {
+    const struct json_origin origin = {path, KIND, HINT};
     char format[LIMIT_NAME_BYTES];
     int64_t version = 0;
     json_t *tokenizer = json_object_get(root, "tokenizer"), *statistics = json_object_get(root, "statistics");
     json_t *rows = json_object_get(root, "rows");
     const int64_t tokens_max = (int64_t)DATASET_ROWS_MAX * DATASET_ROW_TOKENS_MAX;
-    if (!get_text(root, "format", format, sizeof format, false, path, err) ||
-        !get_number(root, "version", 1, INT32_MAX, &version, path, err))
+    if (!json_field_text(&origin, root, "format", format, sizeof format, err) ||
+        !json_field_integer(&origin, root, "version", 1, INT32_MAX, &version, err))
         return false;
     if (strcmp(format, FORMAT_NAME) != 0)
         return refuse(path, err, "its format is \"%.60s\", not \"" FORMAT_NAME "\"", format);
@@ -126,29 +95,29 @@ static bool parse(struct manifest *m, json_t *root, const char *path, struct err
         return err_set(err, ERR_UNSUPPORTED, "%.200s has version %" PRId64 ", this build reads %d", path,
                        version, DATASET_VERSION);
     return check_checksum(root, path, err) &&
-           get_text(tokenizer, "name", m->tokenizer, sizeof m->tokenizer, false, path, err) &&
-           get_text(tokenizer, "hash", m->tokenizer_hash, sizeof m->tokenizer_hash, false, path, err) &&
-           get_number(tokenizer, "vocabulary", 1, LIMIT_VOCABULARY, &m->vocabulary, path, err) &&
-           get_text(root, "sort_key", m->sort_key, sizeof m->sort_key, true, path, err) &&
-           get_text(root, "data_xxh3", m->data_xxh3, sizeof m->data_xxh3, true, path, err) &&
-           get_number(root, "cutoff", 1, DATASET_ROW_TOKENS_MAX, &m->cutoff, path, err) &&
-           get_number(statistics, "rows", 1, DATASET_ROWS_MAX, &m->statistics.rows, path, err) &&
-           get_number(statistics, "tokens", 1, tokens_max, &m->statistics.tokens, path, err) &&
-           get_number(statistics, "labelled", 0, tokens_max, &m->statistics.labelled, path, err) &&
-           get_number(statistics, "cut", 0, INT64_MAX, &m->statistics.cut, path, err) &&
-           get_number(statistics, "dropped", 0, INT64_MAX, &m->statistics.dropped, path, err) &&
+           json_field_text(&origin, tokenizer, "name", m->tokenizer, sizeof m->tokenizer, err) &&
+           json_field_text(&origin, tokenizer, "hash", m->tokenizer_hash, sizeof m->tokenizer_hash, err) &&
+           json_field_integer(&origin, tokenizer, "vocabulary", 1, LIMIT_VOCABULARY, &m->vocabulary, err) &&
+           json_field_optional_text(&origin, root, "sort_key", m->sort_key, sizeof m->sort_key, err) &&
+           json_field_optional_text(&origin, root, "data_xxh3", m->data_xxh3, sizeof m->data_xxh3, err) &&
+           json_field_integer(&origin, root, "cutoff", 1, DATASET_ROW_TOKENS_MAX, &m->cutoff, err) &&
+           json_field_integer(&origin, statistics, "rows", 1, DATASET_ROWS_MAX, &m->statistics.rows, err) &&
+           json_field_integer(&origin, statistics, "tokens", 1, tokens_max, &m->statistics.tokens, err) &&
+           json_field_integer(&origin, statistics, "labelled", 0, tokens_max, &m->statistics.labelled, err) &&
+           json_field_integer(&origin, statistics, "cut", 0, INT64_MAX, &m->statistics.cut, err) &&
+           json_field_integer(&origin, statistics, "dropped", 0, INT64_MAX, &m->statistics.dropped, err) &&
            get_column(rows, "length", m->statistics.rows, 1, DATASET_ROW_TOKENS_MAX, &m->lengths, path,
                       err) &&
            get_column(rows, "first_trained", m->statistics.rows, -1, DATASET_ROW_TOKENS_MAX,
                       &m->first_trained, path, err);
 }
 
-bool manifest_read(struct manifest *manifest, const char *folder, struct err *err)
+bool dataset_manifest_read(struct dataset_manifest *manifest, const char *folder, struct err *err)
 {
     char path[LIMIT_PATH_BYTES], *text;
     size_t bytes;
     json_error_t problem;
-    struct manifest made = {0};
+    struct dataset_manifest made = {0};
     if (!file_join(path, sizeof path, folder, DATASET_MANIFEST_NAME, err))
         return false;
     if (access(path, F_OK) != 0 && errno == ENOENT) {
@@ -166,7 +135,7 @@ bool manifest_read(struct manifest *manifest, const char *folder, struct err *er
     if (good)
         *manifest = made;
     else
-        manifest_done(&made);
+        dataset_manifest_done(&made);
     return good;
 }
 
@@ -178,7 +147,7 @@ static json_t *column(const int32_t *entries, int64_t count)
     return array;
 }
 
-static json_t *describe(const struct manifest *m)
+static json_t *describe(const struct dataset_manifest *m)
 {
     const struct dataset_statistics *s = &m->statistics;
     json_t *percentiles = json_object();
@@ -198,7 +167,7 @@ static json_t *describe(const struct manifest *m)
         column(m->lengths, s->rows), "first_trained", column(m->first_trained, s->rows));
 }
 
-bool manifest_write(const struct manifest *manifest, const char *folder, struct err *err)
+bool dataset_manifest_write(const struct dataset_manifest *manifest, const char *folder, struct err *err)
 {
     char path[LIMIT_PATH_BYTES], checksum[DATASET_HASH_BYTES];
     if (!file_join(path, sizeof path, folder, DATASET_MANIFEST_NAME, err))

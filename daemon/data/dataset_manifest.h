@@ -12,7 +12,7 @@ struct json_t;
 #define DATASET_DATA_NAME     "data.safetensors"
 #define DATASET_MANIFEST_NAME "manifest.json"
 
-struct manifest {
+struct dataset_manifest {
     char tokenizer[LIMIT_NAME_BYTES], tokenizer_hash[DATASET_HASH_BYTES], sort_key[LIMIT_NAME_BYTES];
     char data_xxh3[DATASET_HASH_BYTES]; /* "": not said */
     int64_t vocabulary, cutoff;
@@ -20,10 +20,10 @@ struct manifest {
     int32_t *lengths, *first_trained;     /* [rows]; malloc'ed */
 };
 
-bool manifest_read(struct manifest *manifest, const char *folder, struct err *err) MUST_USE;
-bool manifest_write(const struct manifest *manifest, const char *folder,
-                    struct err *err) MUST_USE; /* synced */
-void manifest_done(struct manifest *manifest); /* zeroed: fine */
+bool dataset_manifest_read(struct dataset_manifest *manifest, const char *folder, struct err *err) MUST_USE;
+bool dataset_manifest_write(const struct dataset_manifest *manifest, const char *folder,
+                            struct err *err) MUST_USE;         /* synced */
+void dataset_manifest_done(struct dataset_manifest *manifest); /* zeroed: fine */
 
 /* 32 hex digits over the bytes. */
-void manifest_hash_data(char text[DATASET_HASH_BYTES], const void *bytes, size_t count);
+void dataset_manifest_hash_data(char text[DATASET_HASH_BYTES], const void *bytes, size_t count);
