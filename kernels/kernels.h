@@ -45,11 +45,11 @@ struct attention_shape {
     float scale; /* positive; 1/sqrt(head_dim), usually */
 };
 
-/* One token chunk after another: logits = x w^T (fp32), log-probability of the label, and, where dx is given,
- * the gradient of the summed negative log-likelihood, d logits = softmax - onehot, rounded to dtype for its
- * two products. */
-struct head_shape {
-    int64_t tokens, hidden, vocabulary;
+/* What is known of one row of logits over a range of the vocabulary: the head's softmax is of all ranges. */
+struct head_stats {
+    float max;   /* the largest logit; -inf of an empty range */
+    float total; /* the sum of e^(logit - max) */
+    float label; /* the label's logit; -inf where the label lies in another range */
 };
 
 #define K_QUEUE struct queue *q
@@ -62,17 +62,20 @@ struct head_shape {
       (K_QUEUE, void *out, const void *a, const void *b, int64_t m, int64_t n, int64_t k,                      \
        enum dtype in_dtype, enum dtype out_dtype, unsigned flags, void *scratch),                              \
       (q, out, a, b, m, n, k, in_dtype, out_dtype, flags, scratch))                                            \
-    /* out[T][hidden] = table[token[t]]. Tokens are checked by the loader. */                                  \
+    /* table[rows][hidden] holds tokens first … first+rows-1 of the vocabulary: out[t] = table[token[t] -    \
+     * first], */                                                                                              \
+    /* zero where the token is not in it. Tokens are checked by the loader. */                                 \
     X(embed_forward,                                                                                           \
-      (K_QUEUE, void *out, const void *table, const int32_t *tokens, int64_t T, int64_t hidden,                \
-       enum dtype dtype),                                                                                      \
-      (q, out, table, tokens, T, hidden, dtype))                                                               \
-    /* dtable[vocabulary][hidden] fp32: zero, then the sum over t in ascending order of dout[t] at token[t].   \
-     */                                                                                                        \
-    X(embed_backward,                                                                                          \
-      (K_QUEUE, float *dtable, const void *dout, const int32_t *tokens, int64_t T, int64_t vocabulary,         \
+      (K_QUEUE, void *out, const void *table, const int32_t *tokens, int64_t T, int64_t first, int64_t rows,   \
        int64_t hidden, enum dtype dtype),                                                                      \
-      (q, dtable, dout, tokens, T, vocabulary, hidden, dtype))                                                 \
+      (q, out, table, tokens, T, first, rows, hidden, dtype))                                                  \
+    /* dtable[rows][hidden] fp32: zero, then the sum over t in ascending order of dout[t] at token[t] -        \
+     * first; */                                                                                               \
+    /* tokens outside are skipped. */                                                                          \
+    X(embed_backward,                                                                                          \
+      (K_QUEUE, float *dtable, const void *dout, const int32_t *tokens, int64_t T, int64_t first,              \
+       int64_t rows, int64_t hidden, enum dtype dtype),                                                        \
+      (q, dtable, dout, tokens, T, first, rows, hidden, dtype))                                                \
     /* RMSNorm (Zhang & Sennrich 2019) of rows: out = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps), kept for   \
      * the     */                                                                                              \
     /* backward. Per head: rows = T * heads, n = head_dim. out may be x (in place) only where no backward      \
@@ -121,14 +124,52 @@ struct head_shape {
       (q, dgate, dup, dout, gate, up, n, dtype))                                                               \
     X(add, (K_QUEUE, void *out, const void *a, const void *b, int64_t n, enum dtype dtype),                    \
       (q, out, a, b, n, dtype))                                                                                \
-    /* logprob[T] fp32: of labels[t], 0 where labels[t] < 0 (such rows are skipped). dx (T rows, zeros where   \
-     * skipped)*/                                                                                              \
-    /* and dw[vocabulary][hidden] fp32 are the gradient; both NULL: no gradient is made. Gradient of the       \
-     * *sum*. */                                                                                               \
-    X(head_loss,                                                                                               \
-      (K_QUEUE, float *logprob, void *dx, float *dw, const void *x, const void *w, const int32_t *labels,      \
-       const struct head_shape *shape, enum dtype dtype, void *scratch),                                       \
-      (q, logprob, dx, dw, x, w, labels, shape, dtype, scratch))                                               \
+    /* The head, made of these rows and products (daemon/model/ops_ends.c): labelled rows of x are gathered    \
+     */                                                                                                        \
+    /* chunk by chunk, logits = x w^T fp32, log-probability of the label, and the gradient of the *summed*     \
+     */                                                                                                        \
+    /* negative log-likelihood, d logits = softmax - onehot. list[count]: the rows t with labels[t] >= 0, */   \
+    /* ascending; list has room for T. In all other rows logprob[T] and dx[T][n] (NULL: none) become zero.     \
+     */                                                                                                        \
+    X(head_list,                                                                                               \
+      (K_QUEUE, int32_t * list, float *logprob, void *dx, const int32_t *labels, int64_t T, int64_t n,         \
+       enum dtype dtype),                                                                                      \
+      (q, list, logprob, dx, labels, T, n, dtype))                                                             \
+    /* out[rows][n]: out[r] = x[list[r]], r < count; zero from there on. */                                    \
+    X(rows_gather,                                                                                             \
+      (K_QUEUE, void *out, const void *x, const int32_t *list, int64_t count, int64_t rows, int64_t n,         \
+       enum dtype dtype),                                                                                      \
+      (q, out, x, list, count, rows, n, dtype))                                                                \
+    /* out[list[r]] = x[r], r < count; list has no row twice. */                                               \
+    X(rows_scatter,                                                                                            \
+      (K_QUEUE, void *out, const void *x, const int32_t *list, int64_t count, int64_t n, enum dtype dtype),    \
+      (q, out, x, list, count, n, dtype))                                                                      \
+    /* Over tokens first … first+n-1 of the vocabulary: stats[count]; logits[count][n] become e^(logit -     \
+     * max) */                                                                                                 \
+    /* in place. Sums in 16 lanes, folded in halves. labels is indexed by list[r], r < count. */               \
+    X(head_stats,                                                                                              \
+      (K_QUEUE, struct head_stats * stats, float *logits, const int32_t *labels, const int32_t *list,          \
+       int64_t count, int64_t first, int64_t n),                                                               \
+      (q, stats, logits, labels, list, count, first, n))                                                       \
+    /* merged[r] = the stats of all ranges together, parts[range][count], added in ascending order. Of one     \
+     */                                                                                                        \
+    /* range: the same bits. */                                                                                \
+    X(head_merge,                                                                                              \
+      (K_QUEUE, struct head_stats * merged, const struct head_stats *parts, int64_t ranges, int64_t count),    \
+      (q, merged, parts, ranges, count))                                                                       \
+    /* logprob[list[r]] = of the label; dlogits[rows][n] (dtype, or NULL: none; exps in place in fp32), zero   \
+     */                                                                                                        \
+    /* from row count on. exps and own are what head_stats left of this range. */                              \
+    X(head_dlogits,                                                                                            \
+      (K_QUEUE, float *logprob, void *dlogits, const float *exps, const struct head_stats *own,                \
+       const struct head_stats *merged, const int32_t *labels, const int32_t *list, int64_t count,             \
+       int64_t rows, int64_t first, int64_t n, enum dtype dtype),                                              \
+      (q, logprob, dlogits, exps, own, merged, labels, list, count, rows, first, n, dtype))                    \
+    /* head_stats and head_dlogits of the whole vocabulary at once, the same bits: a row stays in cache. */    \
+    X(head_softmax,                                                                                            \
+      (K_QUEUE, float *logprob, void *dlogits, float *logits, const int32_t *labels, const int32_t *list,      \
+       int64_t count, int64_t rows, int64_t n, enum dtype dtype),                                              \
+      (q, logprob, dlogits, logits, labels, list, count, rows, n, dtype))                                      \
     /* *sum (double, device) = the sum of x[0..n) in ascending order, in double. */                            \
     X(sum_double, (K_QUEUE, double *sum, const float *x, int64_t n), (q, sum, x, n))                           \
     /* squares[b] = sum of x^2 over the b-th block of 256 elements, in double; the last block may be short.    \
@@ -176,7 +217,6 @@ struct head_shape {
     X(rmsnorm_backward_scratch, (int64_t rows, int64_t n))                                                   \
     X(attention_forward_scratch, (const struct attention_shape *shape, enum dtype dtype))                    \
     X(attention_backward_scratch, (const struct attention_shape *shape, enum dtype dtype))                   \
-    X(head_loss_scratch, (const struct head_shape *shape, bool gradient, enum dtype dtype))                  \
     X(update_scratch, (int64_t n))
 
 struct kernels {

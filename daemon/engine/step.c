@@ -74,6 +74,7 @@ static struct batch send_batch(struct workspace *w, struct micro_batch *host)
                           .sequences = host->sequences,
                           .longest = host->longest,
                           .used_tokens = host->tokens_used,
+                          .labelled = host->labelled,
                           .token_ids = to,
                           .labels = to + rows,
                           .positions = to + 2 * rows,

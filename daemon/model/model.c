@@ -208,8 +208,11 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
     struct model_pass pass;
     const struct kernels kernels = kernels_planning(model->device->kernels);
     const struct tape_host host = {NULL, plan_gather, plan_release, plan_gradient, plan_reduce};
-    const struct batch batch = {
-        .tokens = tokens, .sequences = sequences, .longest = longest, .used_tokens = tokens};
+    const struct batch batch = {.tokens = tokens,
+                                .sequences = sequences,
+                                .longest = longest,
+                                .used_tokens = tokens,
+                                .labelled = tokens};
     arena_init_planning(&activations, "activations");
     arena_init_planning(&gradients, "activation gradients");
     struct tape *tape = model->tape;

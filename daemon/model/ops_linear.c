@@ -1,8 +1,8 @@
 /* Products with a weight: y = x w^T, alone or added to the residual stream. */
 #include "tape_ops.h"
 
-static void product(struct tape *tape, void *out, const void *a, const void *b, int64_t m, int64_t n,
-                    int64_t k, enum dtype out_dtype, unsigned flags)
+void tape_product(struct tape *tape, void *out, const void *a, const void *b, int64_t m, int64_t n, int64_t k,
+                  enum dtype out_dtype, unsigned flags)
 {
     enum dtype dtype = tape->model->compute;
     size_t mark;
@@ -15,8 +15,8 @@ static void product(struct tape *tape, void *out, const void *a, const void *b, 
 /* out [T][rows] = x [T][columns] w [rows][columns]^T */
 static void linear_forward(struct tape *tape, void *out, const void *x, const struct param *w)
 {
-    product(tape, out, x, tape_weight(tape, w), tape->batch->tokens, w->rows, w->columns,
-            tape->model->compute, MATMUL_B_TRANSPOSED);
+    tape_product(tape, out, x, tape_weight(tape, w), tape->batch->tokens, w->rows, w->columns,
+                 tape->model->compute, MATMUL_B_TRANSPOSED);
 }
 
 /* dw = dout^T x, dx = dout w */
@@ -27,11 +27,11 @@ static void linear_backward(struct tape *tape, const struct record *r)
     int64_t T = tape->batch->tokens;
     const void *dout = tape_gradient_of(r->out);
     bool add;
-    product(tape, tape_weight_gradient(tape, w), dout, x->data, w->rows, w->columns, T, DTYPE_F32,
-            MATMUL_A_TRANSPOSED);
+    tape_product(tape, tape_weight_gradient(tape, w), dout, x->data, w->rows, w->columns, T, DTYPE_F32,
+                 MATMUL_A_TRANSPOSED);
     void *dx = tape_gradient(tape, x, &add);
-    product(tape, dx, dout, tape_weight(tape, w), T, w->columns, w->rows, tape->model->compute,
-            add ? MATMUL_ADD : 0);
+    tape_product(tape, dx, dout, tape_weight(tape, w), T, w->columns, w->rows, tape->model->compute,
+                 add ? MATMUL_ADD : 0);
 }
 
 struct value *op_linear(struct tape *tape, struct value *x, const struct param *w, enum tape_life life)

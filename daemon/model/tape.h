@@ -24,6 +24,7 @@ struct batch {
     int64_t tokens; /* T, a multiple of 64 */
     int64_t sequences, longest;
     int64_t used_tokens;      /* without the padding */
+    int64_t labelled;         /* rows with a label */
     const int32_t *token_ids; /* [T] */
     const int32_t *labels;    /* [T], -1: not trained */
     const int32_t *positions; /* [T] */

@@ -106,6 +106,10 @@ void tape_play(struct tape *tape, int32_t first);           /* the records from 
  */
 void *tape_scratch(struct tape *tape, size_t bytes, size_t *mark);
 
+/* out[m][n] (out_dtype) = a b, of the compute type, with the row's scratch. Flags: enum matmul_flags. */
+void tape_product(struct tape *tape, void *out, const void *a, const void *b, int64_t m, int64_t n, int64_t k,
+                  enum dtype out_dtype, unsigned flags);
+
 /* Ops. T tokens, C hidden; [out][in] weights. */
 
 /* [T][C] = table[token] */

@@ -13,7 +13,6 @@
  * lengths. What they need while they run depends on the shape in ways that only oneDNN knows, so it is part
  * of the cache (one pad a thread, a few hundred KB, as large as the largest needs) and not of the rows'
  * scratch, which stays plain arithmetic. Only the thread that owns the device calls this file. */
-#include "head.h"
 #include "loops.h"
 #include "tables.h"
 
@@ -414,17 +413,6 @@ static void products_matmul(struct queue *q, void *out, const void *a, const voi
     omp_set_num_threads(before);
 }
 
-/* The head around these products, with the softmax of the table's level. */
-#define X(level)                                                                                             \
-    static void level##_head(struct queue *q, float *logprob, void *dx, float *dw, const void *x,            \
-                             const void *w, const int32_t *labels, const struct head_shape *shape,           \
-                             enum dtype dtype, void *scratch)                                                \
-    {                                                                                                        \
-        level##_head_with(q, products_matmul, logprob, dx, dw, x, w, labels, shape, dtype, scratch);         \
-    }
-HEAD_LEVELS(X)
-#undef X
-
 const char *dnnl_release(void)
 {
     static char release[32];
@@ -478,9 +466,4 @@ void overlay_dnnl(struct kernels *table, int threads)
     }
     table->matmul = products_matmul;
     table->matmul_scratch = products_scratch;
-#define X(level)                                                                                             \
-    if (table->head_loss == kernels_##level.head_loss)                                                       \
-        table->head_loss = level##_head;
-    HEAD_LEVELS(X)
-#undef X
 }

@@ -1,66 +1,32 @@
-/* The head fused with cross-entropy by chunks of tokens: logits never exist whole.
+/* The head's rows between its products: which rows are labelled, their softmax, and its gradient.
  *
- * The labelled rows of x are gathered chunk by chunk, R rows at most: logits[R][vocabulary] = x w^T in fp32,
- * softmax and log-probability by row, d logits = softmax - onehot rounded to dtype, dx = d logits w, dw = d
- * logits^T x, added up over chunks in order. R depends on shapes only, so the order of every sum does too. */
+ * A row of logits may be cut over ranks, each with a range of the vocabulary. So softmax comes in two halves:
+ * what a range knows alone (its largest logit, its sum), and, once the ranges' are merged, the probabilities.
+ * In between the logits are kept as e^(logit - the range's largest): no exponential is formed twice. */
 #include "exp.h"
-#include "head.h"
 #include "loops.h"
 
 #include <math.h>
 #include <string.h>
 
-#define LOGITS_BYTES (64ll << 20) /* of one chunk … */
-enum { ROWS_MIN = 256 };          /* … but not fewer rows: every chunk reads and writes all of dw */
-
-/* A chunk's rows are filled up with zero rows to a multiple of 64: then products come in few shapes, whatever
- * the number of labelled rows turns out to be. */
-static int64_t padded(int64_t rows)
+void ROW(head_list)(struct queue *q, int32_t *list, float *logprob, void *dx, const int32_t *labels,
+                    int64_t T, int64_t n, enum dtype dtype)
 {
-    return (rows + 63) / 64 * 64;
-}
-
-static int64_t chunk_rows(const struct head_shape *shape)
-{
-    int64_t rows = LOGITS_BYTES / ((int64_t)sizeof(float) * shape->vocabulary) / 64 * 64;
-    rows = rows < ROWS_MIN ? ROWS_MIN : rows;
-    return rows < shape->tokens ? rows : padded(shape->tokens);
-}
-
-/* Where a chunk's parts lie in scratch. */
-struct chunk {
-    int32_t *tokens; /* [T] the labelled rows' numbers, ascending */
-    void *x, *dx;    /* [R][hidden] */
-    float *logits;   /* [R][vocabulary]; in fp32 d logits take their place */
-    void *dlogits;   /* [R][vocabulary] */
-    size_t bytes;    /* of all of them */
-};
-
-static void *take(char *scratch, size_t *bytes, size_t want)
-{
-    size_t at = *bytes;
-    *bytes += (want + 63) / 64 * 64;
-    return scratch ? scratch + at : NULL;
-}
-
-static struct chunk chunk_lay(void *scratch, const struct head_shape *shape, bool gradient, enum dtype dtype)
-{
-    int64_t R = chunk_rows(shape), V = shape->vocabulary, H = shape->hidden;
-    size_t element = dtype_bytes(dtype), rows = (size_t)R;
-    struct chunk c = {0};
-    c.tokens = take(scratch, &c.bytes, (size_t)shape->tokens * sizeof(int32_t));
-    c.x = take(scratch, &c.bytes, rows * (size_t)H * element);
-    c.logits = take(scratch, &c.bytes, rows * (size_t)V * sizeof(float));
-    if (gradient) {
-        c.dx = take(scratch, &c.bytes, rows * (size_t)H * element);
-        c.dlogits =
-            dtype == DTYPE_F32 ? (void *)c.logits : take(scratch, &c.bytes, rows * (size_t)V * element);
+    (void)q;
+    size_t bytes = (size_t)n * dtype_bytes(dtype);
+    int64_t count = 0;
+    for (int64_t t = 0; t < T; t++) {
+        if (labels[t] >= 0) {
+            list[count++] = (int32_t)t;
+            continue;
+        }
+        logprob[t] = 0.0f;
+        if (dx)
+            memset((char *)dx + (size_t)t * bytes, 0, bytes);
     }
-    return c;
 }
 
-/* One row: returns the label's log-probability; logits become e^(logit - max), *total their sum. */
-LEAF float softmax_row(float *logits, int64_t n, int32_t label, float *total)
+LEAF float largest(const float *logits, int64_t n)
 {
     float lane[LANES], max;
     for (int j = 0; j < LANES; j++)
@@ -74,11 +40,20 @@ LEAF float softmax_row(float *logits, int64_t n, int32_t label, float *total)
     max = lane[0];
     for (int j = 1; j < LANES; j++)
         max = lane[j] > max ? lane[j] : max;
-    float of_label = logits[label] - max;
+    return max;
+}
 
+/* One row; label counts from the range's first token. Logits become e^(logit - max). */
+LEAF struct head_stats stats_row(float *logits, int64_t n, int64_t label)
+{
+    struct head_stats stats = {.max = largest(logits, n), .label = -INFINITY};
+    if (label >= 0 && label < n)
+        stats.label = logits[label];
+    float lane[LANES], max = stats.max;
+    int64_t i = 0;
     for (int j = 0; j < LANES; j++)
         lane[j] = 0.0f;
-    for (i = 0; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES)
         for (int j = 0; j < LANES; j++) {
             float e = exp_float(logits[i + j] - max);
             logits[i + j] = e;
@@ -89,82 +64,90 @@ LEAF float softmax_row(float *logits, int64_t n, int32_t label, float *total)
         logits[i + j] = e;
         lane[j] += e;
     }
-    *total = lanes_fold(lane);
-    return of_label - logf(*total);
+    stats.total = lanes_fold(lane);
+    return stats;
 }
 
-/* d logits = softmax - onehot, of the summed negative log-likelihood; may be logits (in place). */
-LEAF void dlogits_row(void *dlogits, const float *logits, int64_t n, int32_t label, float total,
+LEAF float stats_logprob(const struct head_stats *merged)
+{
+    return merged->label - merged->max - logf(merged->total);
+}
+
+/* d logits = softmax - onehot, of the summed negative log-likelihood; may be exps (in place). */
+LEAF void dlogits_row(void *dlogits, const float *exps, int64_t n, int64_t label, float scale,
                       const bool bf16)
 {
-    float scale = 1.0f / total, of_label = logits[label] * scale - 1.0f;
+    bool mine = label >= 0 && label < n;
+    float of_label = mine ? exps[label] * scale - 1.0f : 0.0f;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
-        put(dlogits, i, logits[i] * scale, bf16);
-    put(dlogits, label, of_label, bf16);
+        put(dlogits, i, exps[i] * scale, bf16);
+    if (mine)
+        put(dlogits, label, of_label, bf16);
 }
 
-static void chunk_softmax(struct queue *q, float *logprob, const struct chunk *c, const int32_t *tokens,
-                          int64_t rows, const int32_t *labels, int64_t V, bool gradient, enum dtype dtype)
+static void zero_rows(void *dlogits, int64_t first, int64_t past, int64_t n, enum dtype dtype)
 {
-#pragma omp parallel for num_threads(q->threads) if (rows * V > RANGE)
-    for (int64_t r = 0; r < rows; r++) {
-        float total, *logits = c->logits + r * V;
-        int32_t label = labels[tokens[r]];
-        logprob[tokens[r]] = softmax_row(logits, V, label, &total);
-        if (gradient)
-            FOR_DTYPE(dtype, dlogits_row, (char *)c->dlogits + r * V * (int64_t)dtype_bytes(dtype), logits, V,
-                      label, total);
+    size_t bytes = (size_t)n * dtype_bytes(dtype);
+    memset((char *)dlogits + (size_t)first * bytes, 0, (size_t)(past - first) * bytes);
+}
+
+void ROW(head_stats)(struct queue *q, struct head_stats *stats, float *logits, const int32_t *labels,
+                     const int32_t *list, int64_t count, int64_t first, int64_t n)
+{
+#pragma omp parallel for num_threads(q->threads) if (count * n > RANGE)
+    for (int64_t r = 0; r < count; r++)
+        stats[r] = stats_row(logits + r * n, n, labels[list[r]] - first);
+}
+
+void ROW(head_merge)(struct queue *q, struct head_stats *merged, const struct head_stats *parts,
+                     int64_t ranges_count, int64_t count)
+{
+    (void)q;
+    for (int64_t r = 0; r < count; r++) {
+        struct head_stats all = {-INFINITY, 0.0f, -INFINITY};
+        for (int64_t range = 0; range < ranges_count; range++) {
+            const struct head_stats *part = &parts[range * count + r];
+            all.max = part->max > all.max ? part->max : all.max;
+            all.label = part->label > all.label ? part->label : all.label;
+        }
+        for (int64_t range = 0; range < ranges_count; range++) {
+            const struct head_stats *part = &parts[range * count + r];
+            all.total += part->total * exp_float(part->max - all.max);
+        }
+        merged[r] = all;
     }
 }
 
-size_t ROW(head_loss_scratch)(const struct head_shape *shape, bool gradient, enum dtype dtype)
+void ROW(head_dlogits)(struct queue *q, float *logprob, void *dlogits, const float *exps,
+                       const struct head_stats *own, const struct head_stats *merged, const int32_t *labels,
+                       const int32_t *list, int64_t count, int64_t rows, int64_t first, int64_t n,
+                       enum dtype dtype)
 {
-    return chunk_lay(NULL, shape, gradient, dtype).bytes;
+#pragma omp parallel for num_threads(q->threads) if (count * n > RANGE)
+    for (int64_t r = 0; r < count; r++) {
+        logprob[list[r]] = stats_logprob(&merged[r]);
+        float scale = 1.0f / merged[r].total * exp_float(own[r].max - merged[r].max);
+        if (dlogits)
+            FOR_DTYPE(dtype, dlogits_row, to_row(dlogits, r, n, dtype == DTYPE_BF16), exps + r * n, n,
+                      labels[list[r]] - first, scale);
+    }
+    if (dlogits)
+        zero_rows(dlogits, count, rows, n, dtype);
 }
 
-void ROW(head_with)(struct queue *q, head_matmul *matmul, float *logprob, void *dx, float *dw, const void *x,
-                    const void *w, const int32_t *labels, const struct head_shape *shape, enum dtype dtype,
-                    void *scratch)
+void ROW(head_softmax)(struct queue *q, float *logprob, void *dlogits, float *logits, const int32_t *labels,
+                       const int32_t *list, int64_t count, int64_t rows, int64_t n, enum dtype dtype)
 {
-    int64_t T = shape->tokens, V = shape->vocabulary, H = shape->hidden, R = chunk_rows(shape), labelled = 0;
-    size_t row_bytes = (size_t)H * dtype_bytes(dtype);
-    bool gradient = dx != NULL;
-    struct chunk c = chunk_lay(scratch, shape, gradient, dtype);
-    for (int64_t t = 0; t < T; t++) {
-        logprob[t] = 0.0f;
-        if (labels[t] >= 0)
-            c.tokens[labelled++] = (int32_t)t; /* NOLINT: scratch is never NULL here */
-        else if (gradient)
-            memset((char *)dx + (size_t)t * row_bytes, 0, row_bytes);
+#pragma omp parallel for num_threads(q->threads) if (count * n > RANGE)
+    for (int64_t r = 0; r < count; r++) {
+        float *row = logits + r * n;
+        struct head_stats stats = stats_row(row, n, labels[list[r]]);
+        logprob[list[r]] = stats_logprob(&stats);
+        if (dlogits)
+            FOR_DTYPE(dtype, dlogits_row, to_row(dlogits, r, n, dtype == DTYPE_BF16), row, n, labels[list[r]],
+                      1.0f / stats.total);
     }
-    if (gradient && labelled == 0)
-        memset(dw, 0, (size_t)(V * H) * sizeof(float));
-
-    for (int64_t first = 0; first < labelled; first += R) {
-        int64_t rows = labelled - first < R ? labelled - first : R, whole = padded(rows);
-        const int32_t *tokens = c.tokens + first;
-        for (int64_t r = 0; r < rows; r++)
-            memcpy((char *)c.x + (size_t)r * row_bytes, (const char *)x + (size_t)tokens[r] * row_bytes,
-                   row_bytes);
-        memset((char *)c.x + (size_t)rows * row_bytes, 0, (size_t)(whole - rows) * row_bytes);
-        matmul(q, c.logits, c.x, w, whole, V, H, dtype, DTYPE_F32, MATMUL_B_TRANSPOSED, NULL);
-        chunk_softmax(q, logprob, &c, tokens, rows, labels, V, gradient, dtype);
-        if (!gradient)
-            continue;
-        size_t dlogits_row = (size_t)V * dtype_bytes(dtype);
-        memset((char *)c.dlogits + (size_t)rows * dlogits_row, 0, (size_t)(whole - rows) * dlogits_row);
-        matmul(q, c.dx, c.dlogits, w, whole, H, V, dtype, dtype, 0, NULL);
-        matmul(q, dw, c.dlogits, c.x, V, H, whole, dtype, DTYPE_F32,
-               first == 0 ? MATMUL_A_TRANSPOSED : MATMUL_A_TRANSPOSED | MATMUL_ADD, NULL);
-        for (int64_t r = 0; r < rows; r++)
-            memcpy((char *)dx + (size_t)tokens[r] * row_bytes, (const char *)c.dx + (size_t)r * row_bytes,
-                   row_bytes);
-    }
-}
-
-void ROW(head_loss)(struct queue *q, float *logprob, void *dx, float *dw, const void *x, const void *w,
-                    const int32_t *labels, const struct head_shape *shape, enum dtype dtype, void *scratch)
-{
-    ROW(head_with)(q, ROW(matmul), logprob, dx, dw, x, w, labels, shape, dtype, scratch);
+    if (dlogits)
+        zero_rows(dlogits, count, rows, n, dtype);
 }

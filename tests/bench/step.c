@@ -71,15 +71,6 @@ static size_t timed_matmul_scratch(int64_t m, int64_t n, int64_t k, enum dtype i
     clocked[ROW_matmul_scratch].calls++;
     return bytes;
 }
-static size_t timed_head_loss_scratch(const struct head_shape *shape, bool gradient, enum dtype dtype)
-{
-    double start = now_s();
-    size_t bytes = real->head_loss_scratch(shape, gradient, dtype);
-    clocked[ROW_head_loss_scratch].seconds += now_s() - start;
-    clocked[ROW_head_loss_scratch].calls++;
-    return bytes;
-}
-
 static struct kernels timed_table(const struct kernels *table)
 {
     struct kernels timed = *table;
@@ -89,7 +80,6 @@ static struct kernels timed_table(const struct kernels *table)
 #undef X
     timed.matmul = timed_product;
     timed.matmul_scratch = timed_matmul_scratch;
-    timed.head_loss_scratch = timed_head_loss_scratch;
     return timed;
 }
 

@@ -107,7 +107,7 @@ static void test_planning(void **state)
     planning.add(NULL, NULL, NULL, NULL, 1000, DTYPE_BF16);
     planning.matmul(NULL, NULL, NULL, NULL, 10, 10, 10, DTYPE_F32, DTYPE_F32, 0, NULL);
     assert_true(planning.rmsnorm_backward_scratch == device.kernels->rmsnorm_backward_scratch);
-    assert_true(planning.head_loss_scratch == device.kernels->head_loss_scratch);
+    assert_true(planning.update_scratch == device.kernels->update_scratch);
     /* Every row is there in every table. */
     const struct kernels *tables[] = {&planning, device.kernels, &kernels_reference};
     for (int t = 0; t < 3; t++) {

@@ -4,6 +4,7 @@
  * the largest where products of rounded values are summed. For the reference's table and the device's. */
 #include "check.h"
 #include "device.h"
+#include "head.h"
 #include "rig.h"
 
 #include <stdio.h>
@@ -60,19 +61,21 @@ static void linear_run(const struct problem *p, struct queue *q, const struct ke
     free(scratch);
 }
 
-/* embedding: sizes T, vocabulary, hidden */
+/* embedding: sizes T, rows of the vocabulary, hidden, the first row */
 static void embed_forward(const struct problem *p, double *const in[INPUTS], double *out)
 {
     for (int64_t t = 0; t < p->size[0]; t++)
-        for (int64_t i = 0; i < p->size[2]; i++)
-            out[t * p->size[2] + i] = in[0][tokens[t] * p->size[2] + i];
+        for (int64_t i = 0; i < p->size[2]; i++) {
+            int64_t row = tokens[t] - p->size[3];
+            out[t * p->size[2] + i] = row >= 0 && row < p->size[1] ? in[0][row * p->size[2] + i] : 0;
+        }
 }
 
 static void embed_run(const struct problem *p, struct queue *q, const struct kernels *k, enum dtype dtype,
                       void *const in[INPUTS], const void *dout, void *out, void *din[INPUTS])
 {
-    k->embed_forward(q, out, in[0], tokens, p->size[0], p->size[2], dtype);
-    k->embed_backward(q, din[0], dout, tokens, p->size[0], p->size[1], p->size[2], dtype);
+    k->embed_forward(q, out, in[0], tokens, p->size[0], p->size[3], p->size[1], p->size[2], dtype);
+    k->embed_backward(q, din[0], dout, tokens, p->size[0], p->size[3], p->size[1], p->size[2], dtype);
 }
 
 /* RMSNorm: sizes rows, n */
@@ -217,8 +220,8 @@ static void swiglu_run(const struct problem *p, struct queue *q, const struct ke
     k->swiglu_backward(q, din[0], din[1], dout, in[0], in[1], p->out_count, dtype);
 }
 
-/* The head: sizes T, hidden, vocabulary; out is logprob, dout is -1 (head_loss is the gradient of the summed
- * loss) */
+/* The head: sizes T, hidden, vocabulary, ranges it is cut in; out is logprob, dout is -1 (its rows make the
+ * gradient of the summed loss) */
 static void head_forward(const struct problem *p, double *const in[INPUTS], double *out)
 {
     int64_t H = p->size[1], V = p->size[2];
@@ -235,14 +238,23 @@ static void head_forward(const struct problem *p, double *const in[INPUTS], doub
     }
 }
 
-static void head_run(const struct problem *p, struct queue *q, const struct kernels *k, enum dtype dtype,
-                     void *const in[INPUTS], const void *dout, void *out, void *din[INPUTS])
+static void head_run_problem(const struct problem *p, struct queue *q, const struct kernels *k,
+                             enum dtype dtype, void *const in[INPUTS], const void *dout, void *out,
+                             void *din[INPUTS])
 {
     (void)dout;
-    struct head_shape shape = {p->size[0], p->size[1], p->size[2]};
-    void *scratch = rig_array((int64_t)k->head_loss_scratch(&shape, true, dtype));
-    k->head_loss(q, out, din[0], din[1], in[0], in[1], labels, &shape, dtype, scratch);
-    free(scratch);
+    head_run(&(struct head){.k = k,
+                            .q = q,
+                            .dtype = dtype,
+                            .T = p->size[0],
+                            .C = p->size[1],
+                            .V = p->size[2],
+                            .ranges = p->size[3],
+                            .chunk = 4,
+                            .x = in[0],
+                            .w = in[1],
+                            .labels = labels},
+             out, din[0], din[1]);
 }
 
 static const struct problem problems[] = {
@@ -258,6 +270,13 @@ static const struct problem problems[] = {
      .run = embed_run,
      .size = {7, 9, 5},
      .in_count = {9 * 5},
+     .out_count = 7 * 5,
+     .wide = {true}},
+    {.name = "embedding, rows 2 to 4",
+     .forward = embed_forward,
+     .run = embed_run,
+     .size = {7, 3, 5, 2},
+     .in_count = {3 * 5},
      .out_count = 7 * 5,
      .wide = {true}},
     {.name = "rmsnorm",
@@ -302,8 +321,17 @@ static const struct problem problems[] = {
      .out_count = 101},
     {.name = "head",
      .forward = head_forward,
-     .run = head_run,
-     .size = {10, 12, 29},
+     .run = head_run_problem,
+     .size = {10, 12, 29, 1},
+     .in_count = {10 * 12, 29 * 12},
+     .out_count = 10,
+     .wide = {false, true},
+     .wide_out = true,
+     .bf16_of_largest = 0x1p-6},
+    {.name = "head, vocabulary in three",
+     .forward = head_forward,
+     .run = head_run_problem,
+     .size = {10, 12, 29, 3},
      .in_count = {10 * 12, 29 * 12},
      .out_count = 10,
      .wide = {false, true},
@@ -346,7 +374,7 @@ static struct inputs inputs_make(const struct problem *p, enum dtype dtype)
         inputs.narrow[i] = convert(inputs.in[i], p->in_count[i], dtype);
     }
     inputs.dout = draw(&random, p->out_count);
-    for (int64_t i = 0; p->run == head_run && i < p->out_count; i++)
+    for (int64_t i = 0; p->run == head_run_problem && i < p->out_count; i++)
         inputs.dout[i] = -1;
     inputs.dout_narrow = convert(inputs.dout, p->out_count, dtype);
     return inputs;

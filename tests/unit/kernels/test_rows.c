@@ -5,6 +5,7 @@
  * A new fast row is tested by being in the device's table. */
 #include "check.h"
 #include "device.h"
+#include "head.h"
 #include "rig.h"
 #include "tables.h"
 
@@ -95,13 +96,26 @@ static void run_matmul(struct run *r, const struct shape *s)
     r->k->matmul(r->q, wide, a, b, s->a, s->b, s->c, r->dtype, DTYPE_F32, flags, room);
 }
 
-static void run_embed(struct run *r, const struct shape *s) /* T, vocabulary, hidden */
+static void run_embed(struct run *r, const struct shape *s) /* T, vocabulary, hidden, first row here */
 {
+    int64_t cut = s->d < s->b ? s->d : s->b; /* rows 0 … cut-1 elsewhere */
     int32_t *tokens = input_below(r, s->a, (int32_t)s->b);
-    r->k->embed_forward(r->q, output(r, s->a * s->c, r->dtype), input(r, s->b * s->c), tokens, s->a, s->c,
-                        r->dtype);
-    r->k->embed_backward(r->q, output(r, s->b * s->c, DTYPE_F32), input(r, s->a * s->c), tokens, s->a, s->b,
-                         s->c, r->dtype);
+    r->k->embed_forward(r->q, output(r, s->a * s->c, r->dtype), input(r, s->b * s->c), tokens, s->a, cut,
+                        s->b - cut, s->c, r->dtype);
+    r->k->embed_backward(r->q, output(r, (s->b - cut) * s->c, DTYPE_F32), input(r, s->a * s->c), tokens, s->a,
+                         cut, s->b - cut, s->c, r->dtype);
+}
+
+/* Every third row of x gathered, with some zero rows after them, and scattered. */
+static void run_gather(struct run *r, const struct shape *s) /* T, n */
+{
+    int64_t count = (s->a + 2) / 3;
+    int32_t *list = keep(rig_array(count * 4));
+    for (int64_t i = 0; i < count; i++)
+        list[i] = (int32_t)(3 * i);
+    void *rows = output(r, (count + 5) * s->b, r->dtype);
+    r->k->rows_gather(r->q, rows, input(r, s->a * s->b), list, count, count + 5, s->b, r->dtype);
+    r->k->rows_scatter(r->q, output_from(r, s->a * s->b, r->dtype), rows, list, count, s->b, r->dtype);
 }
 
 static void run_rmsnorm(struct run *r, const struct shape *s) /* rows, n, add */
@@ -197,19 +211,24 @@ static void run_add(struct run *r, const struct shape *s)
 
 static void run_head(struct run *r, const struct shape *s) /* T, hidden, vocabulary, one label in d */
 {
-    struct head_shape shape = {s->a, s->b, s->c};
     int32_t *labels = input_below(r, s->a, (int32_t)s->c);
     for (int64_t t = 0; t < s->a; t++)
         if (s->d == 0 || t % s->d != 0)
             labels[t] = -100;
-    void *x = input(r, s->a * s->b), *w = input(r, s->b * s->c);
-    void *room = scratch(r->k->head_loss_scratch(&shape, true, r->dtype));
+    struct head h = {.k = r->k,
+                     .q = r->q,
+                     .dtype = r->dtype,
+                     .T = s->a,
+                     .C = s->b,
+                     .V = s->c,
+                     .ranges = 1,
+                     .chunk = 384,
+                     .labels = labels};
+    h.x = input(r, s->a * s->b), h.w = input(r, s->b * s->c);
     float *logprob = output(r, s->a, DTYPE_F32);
     void *dx = output(r, s->a * s->b, r->dtype);
-    r->k->head_loss(r->q, logprob, dx, output(r, s->b * s->c, DTYPE_F32), x, w, labels, &shape, r->dtype,
-                    room);
-    room = scratch(r->k->head_loss_scratch(&shape, false, r->dtype));
-    r->k->head_loss(r->q, output(r, s->a, DTYPE_F32), NULL, NULL, x, w, labels, &shape, r->dtype, room);
+    head_run(&h, logprob, dx, output(r, s->b * s->c, DTYPE_F32));
+    head_run(&h, output(r, s->a, DTYPE_F32), NULL, NULL);
 }
 
 static void run_sums(struct run *r, const struct shape *s)
@@ -258,7 +277,12 @@ static const struct row_case {
       {96, 130, 64, MATMUL_A_TRANSPOSED | MATMUL_ADD},
       {65, 33, 129, MATMUL_A_TRANSPOSED | MATMUL_B_TRANSPOSED},
       {520, 1100, 40, MATMUL_B_TRANSPOSED | MATMUL_ADD}}},
-    {"embed", run_embed, 0, 0, {{7, 11, 5, 0}, {500, 37, 96, 0}, {1, 3, 128, 0}}},
+    {"embed",
+     run_embed,
+     0,
+     0,
+     {{7, 11, 5, 0}, {500, 37, 96, 0}, {1, 3, 128, 0}, {500, 37, 96, 20}, {9, 4, 8, 4}}},
+    {"gather", run_gather, 0, 0, {{1, 5, 0, 0}, {100, 33, 0, 0}, {700, 128, 0, 0}}},
     {"rmsnorm",
      run_rmsnorm,
      0,

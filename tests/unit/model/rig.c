@@ -159,6 +159,14 @@ static int32_t *on_device(struct device *device, const int32_t *values, int64_t 
     return memory;
 }
 
+static int64_t labelled(const struct test_batch *batch, int64_t tokens)
+{
+    int64_t count = 0;
+    for (int64_t t = 0; t < tokens; t++)
+        count += batch->labels[t] >= 0;
+    return count;
+}
+
 void test_batch_init(struct test_batch *made, struct device *device, const int64_t *lengths,
                      int64_t sequences, int64_t tokens, int64_t vocabulary, uint64_t seed)
 {
@@ -189,6 +197,7 @@ void test_batch_init(struct test_batch *made, struct device *device, const int64
         .sequences = sequences,
         .longest = longest,
         .used_tokens = used,
+        .labelled = labelled(made, T),
         .token_ids = on_device(device, made->token_ids, T),
         .labels = on_device(device, made->labels, T),
         .positions = on_device(device, made->positions, T),
@@ -215,6 +224,7 @@ void test_batch_upload(struct test_batch *made)
     size_t bytes = (size_t)made->batch.tokens * sizeof(int32_t);
     device_copy_in(made->device, (void *)(uintptr_t)made->batch.token_ids, made->token_ids, bytes);
     device_copy_in(made->device, (void *)(uintptr_t)made->batch.labels, made->labels, bytes);
+    made->batch.labelled = labelled(made, made->batch.tokens);
 }
 
 float **test_weights(const struct param_table *table)
