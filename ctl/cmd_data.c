@@ -55,8 +55,10 @@ int cmd_data_prepare(struct call *call)
     options.progress = !call->quiet && isatty(STDERR_FILENO) == 1 ? stderr : NULL;
     follow_catch_interrupt();
     if (!call_integer(call, "cutoff", 2, 1 << 20, &options.cutoff, &err) ||
-        !data_prepare(&options, &result, &err))
-        return call_fail(call, &err);
+        !data_prepare(&options, &result, &err)) {
+        int code = call_fail(call, &err);
+        return follow_interrupted() ? EXIT_INTERRUPTED : code;
+    }
     show(call, result);
     json_decref(result);
     return EXIT_DONE;

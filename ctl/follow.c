@@ -270,6 +270,9 @@ static bool begin(struct follow *f, int64_t since, struct err *err)
     if (!call_ask(f->call, &runs, &reply, err))
         return false;
     f->steps = reply->state->steps;
+    if (strcmp(reply->state->state, "paused") == 0 && strcmp(reply->state->run, f->run) == 0)
+        call_note(f->call, "%s is paused at step %lld: trainctl resume goes on.", f->run,
+                  (long long)reply->state->step);
     trainerd__reply__free_unpacked(reply, NULL);
     if (!call_ask(f->call, &subscribe, &reply, err))
         return false;
