@@ -160,6 +160,11 @@ struct goal {
     char seen[LIMIT_NAME_BYTES]; /* the run that was under way while this waited; "": none */
 };
 
+struct run_end {
+    char run[LIMIT_NAME_BYTES], state[LIMIT_NAME_BYTES];
+    int64_t step, steps;
+};
+
 static double now_s(void)
 {
     struct timespec t;
@@ -185,52 +190,68 @@ static bool rests(const char *state)
     return strcmp(state, "idle") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "empty") == 0;
 }
 
-/* At rest status has no run any more; the latest one's last step is in its records. */
-static int judge_ended(const struct goal *goal, const json_t *status, struct err *err)
+/* At rest status has no run any more: the one of this name (NULL: the latest) as its records tell of it. */
+static bool find_run(const json_t *status, const char *name, struct run_end *end)
 {
     Trainerd__Runs *runs = NULL;
-    if (!records_runs(&runs, text_at(status, "state_dir"), err))
-        return EXIT_SHORT;
-    const Trainerd__Run *last = runs->n_runs > 0 ? runs->runs[runs->n_runs - 1] : NULL;
-    bool reached = last && last->step >= goal->step;
-    if (!last) {
-        err_set(err, ERR_RUN, "there is no run that could reach step %lld", (long long)goal->step);
-        err_hint(err, "trainctl train starts one");
-    } else if (!reached) {
-        err_set(err, ERR_RUN, "%s ended at step %lld, before step %lld", last->run, (long long)last->step,
-                (long long)goal->step);
-        err_why(err, "%s", text_at(status, "failure"));
+    struct err none = ERR_INIT;
+    *end = (struct run_end){0};
+    if (!records_runs(&runs, text_at(status, "state_dir"), &none))
+        return false;
+    for (size_t i = 0; i < runs->n_runs; i++) {
+        const Trainerd__Run *run = runs->runs[i];
+        if (name && strcmp(run->run, name) != 0)
+            continue;
+        snprintf(end->run, sizeof end->run, "%s", run->run);
+        snprintf(end->state, sizeof end->state, "%s", run->state);
+        end->step = run->step;
+        end->steps = run->steps;
     }
     trainerd__runs__free_unpacked(runs, NULL);
-    return reached ? EXIT_DONE : EXIT_SHORT;
+    return end->run[0] != '\0';
+}
+
+static int judge_ended(const struct goal *goal, const json_t *status, struct err *err)
+{
+    struct run_end last;
+    if (!find_run(status, NULL, &last)) {
+        err_set(err, ERR_RUN, "there is no run that could reach step %lld", (long long)goal->step);
+        err_hint(err, "trainctl train starts one");
+        return EXIT_SHORT;
+    }
+    if (last.step >= goal->step)
+        return EXIT_DONE;
+    err_set(err, ERR_RUN, "%s ended at step %lld, before step %lld", last.run, (long long)last.step,
+            (long long)goal->step);
+    err_why(err, "%s", text_at(status, "failure"));
+    return EXIT_SHORT;
+}
+
+static int judge_short(const json_t *status, const struct run_end *end, struct err *err)
+{
+    err_set(err, ERR_RUN, "%s ended at step %lld of %lld (%s)", end->run[0] ? end->run : "the run",
+            (long long)end->step, (long long)end->steps, end->run[0] ? end->state : "failed");
+    err_why(err, "%s", text_at(status, "failure"));
+    return EXIT_SHORT;
 }
 
 static int judge_failed(const json_t *status, struct err *err)
 {
-    err_set(err, ERR_RUN, "the run failed at step %lld", integer_at(status, "step"));
-    err_why(err, "%s", text_at(status, "failure"));
-    return EXIT_SHORT;
+    struct run_end last;
+    (void)find_run(status, NULL, &last);
+    return judge_short(status, &last, err);
 }
 
 /* Nothing is under way any more: a run that was, while this waited, must have reached its end. */
 static int judge_rest(const struct goal *goal, const json_t *status, struct err *err)
 {
-    Trainerd__Runs *runs = NULL;
-    struct err none = ERR_INIT;
+    struct run_end seen;
     if (strcmp(text_at(status, "state"), "failed") == 0)
         return judge_failed(status, err);
-    if (!goal->seen[0] || strcmp(text_at(status, "state"), "paused") == 0 ||
-        !records_runs(&runs, text_at(status, "state_dir"), &none))
-        return EXIT_DONE;
-    int code = EXIT_DONE;
-    for (size_t i = 0; i < runs->n_runs; i++)
-        if (strcmp(runs->runs[i]->run, goal->seen) == 0 && strcmp(runs->runs[i]->state, "done") != 0) {
-            err_set(err, ERR_RUN, "%s ended at step %lld of %lld (%s)", goal->seen,
-                    (long long)runs->runs[i]->step, (long long)runs->runs[i]->steps, runs->runs[i]->state);
-            code = EXIT_SHORT;
-        }
-    trainerd__runs__free_unpacked(runs, NULL);
-    return code;
+    bool ended = goal->seen[0] && strcmp(text_at(status, "state"), "paused") != 0;
+    if (ended && find_run(status, goal->seen, &seen) && strcmp(seen.state, "done") != 0)
+        return judge_short(status, &seen, err);
+    return EXIT_DONE;
 }
 
 /* EXIT_DONE, EXIT_SHORT, or -1: not yet. */
