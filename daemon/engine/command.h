@@ -39,20 +39,20 @@ const char *engine_state_name(enum engine_state state);
 /* X(constant, name, states in which it is legal, when it is taken up). Commands that change nothing a step
  * depends on are taken up between two micro-batches; the others when the step has ended. */
 #define COMMANDS(X)                                                                                          \
-    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED) \
-    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED) \
-    X(COMMAND_EXPORT, "export", IN_MODEL, AMID_STEP) \
-    X(COMMAND_TRAIN, "train", IN_IDLE, STEP_ENDED) \
-    X(COMMAND_EVALUATE, "evaluate", IN_MODEL, AMID_STEP) \
-    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING), STEP_ENDED) \
-    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED), STEP_ENDED) \
-    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED) \
-    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL, STEP_ENDED) \
-    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED) \
-    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL, STEP_ENDED) \
-    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY), STEP_ENDED) \
-    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY), AMID_STEP) \
-    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY), AMID_STEP) \
+    X(COMMAND_INIT, "init", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED)                                           \
+    X(COMMAND_LOAD, "load", IN_IDLE | IN(STATE_EMPTY), STEP_ENDED)                                           \
+    X(COMMAND_EXPORT, "export", IN_MODEL, AMID_STEP)                                                         \
+    X(COMMAND_TRAIN, "train", IN_IDLE, STEP_ENDED)                                                           \
+    X(COMMAND_EVALUATE, "evaluate", IN_MODEL, AMID_STEP)                                                     \
+    X(COMMAND_PAUSE, "pause", IN(STATE_RUNNING), STEP_ENDED)                                                 \
+    X(COMMAND_RESUME, "resume", IN(STATE_PAUSED), STEP_ENDED)                                                \
+    X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED)                                \
+    X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL, STEP_ENDED)                                          \
+    X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED)                \
+    X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL, STEP_ENDED)                                      \
+    X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY), STEP_ENDED)                     \
+    X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY), AMID_STEP)                 \
+    X(COMMAND_CHECKPOINT_DELETE, "checkpoint delete", IN_MODEL | IN(STATE_EMPTY), AMID_STEP)                 \
     X(COMMAND_SHUTDOWN, "shutdown", IN_MODEL | IN(STATE_EMPTY), STEP_ENDED)
 
 enum command_kind {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "device.h"
+#include "feed.h"
 #include "groups.h"
 #include "loader.h"
 #include "mailbox.h"
@@ -41,11 +42,9 @@ struct workspace {
     bool training;
     int64_t groups; /* leaves of one rank in a global batch */
     struct arena activations, gradients;
-    int32_t *device_ints;    /* tokens, labels, positions, starts */
-    double *device_nll;      /* [groups] */
-    struct micro_batch host; /* its arrays lie in host_ints */
-    int32_t *host_ints;
-    double *nll; /* host, [groups * d]: leaf g*d + r, after batch_nll */
+    struct feed feed;
+    double *device_nll; /* [groups] */
+    double *nll;        /* host, [groups * d]: leaf g*d + r, after batch_nll */
 };
 
 /* The loader points into its neighbours, so a source stays where it was made. */

@@ -139,7 +139,7 @@ static void add_optimizer(const struct engine *engine, struct audit_rows *rows)
 static void add_workspace(const struct workspace *w, const char *name, struct audit_rows *rows)
 {
     int64_t arenas = (int64_t)(w->activations.capacity + w->gradients.capacity);
-    int64_t ints = w->device ? 3 * w->bounds.rows + w->bounds.sequences + 1 : 0;
+    int64_t ints = feed_bytes(&w->feed) / 4;
     add_row(rows, name, "arena", DTYPE_U8, arenas, arenas);
     add_row(rows, name, "batch", DTYPE_I32, ints, ints * 4);
     add_row(rows, name, "batch", DTYPE_F64, w->device ? w->groups : 0, w->device ? w->groups * 8 : 0);

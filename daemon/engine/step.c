@@ -22,6 +22,7 @@ static double now_s(void)
 /* What the tape asks for, answered by the shard; and when the backward began to communicate. */
 struct tape_context {
     struct body *body;
+    struct groups *groups;
     double communicated_before_backward;
     bool in_backward;
 };
@@ -47,38 +48,25 @@ static float *unit_gradient(void *context, int32_t unit, int32_t slot)
     return shard_leaf(&c->body->shard, unit, slot);
 }
 
+static struct comm *axis_group(void *context, enum tape_axis axis)
+{
+    struct groups *groups = ((struct tape_context *)context)->groups;
+    return axis == TAPE_CONTEXT ? &groups->context : &groups->tensor;
+}
+
+static void gather_axis(void *context, enum tape_axis axis, void *all, size_t each)
+{
+    comm_all_gather(axis_group(context, axis), all, each);
+}
+
+static void exchange_axis(void *context, enum tape_axis axis, void *to, const void *from, size_t each)
+{
+    comm_exchange(axis_group(context, axis), to, from, each);
+}
+
 static void reduce_unit(void *context, int32_t unit, int32_t slot)
 {
     shard_reduce(&((struct tape_context *)context)->body->shard, unit, slot);
-}
-
-/* Host arrays to the device; an absent lane takes part with one block of padding, so that every rank makes
- * the same collectives. */
-static struct batch send_batch(struct workspace *w, struct micro_batch *host)
-{
-    if (host->rows == 0) {
-        host->rows = BATCH_ROW_MULTIPLE;
-        memset(host->tokens, 0, BATCH_ROW_MULTIPLE * sizeof(int32_t));
-        memset(host->positions, 0, BATCH_ROW_MULTIPLE * sizeof(int32_t));
-        for (int i = 0; i < BATCH_ROW_MULTIPLE; i++)
-            host->labels[i] = -1;
-        host->starts[0] = 0;
-    }
-    int64_t rows = host->rows;
-    int32_t *to = w->device_ints;
-    device_copy_in(w->device, to, host->tokens, (size_t)rows * sizeof(int32_t));
-    device_copy_in(w->device, to + rows, host->labels, (size_t)rows * sizeof(int32_t));
-    device_copy_in(w->device, to + 2 * rows, host->positions, (size_t)rows * sizeof(int32_t));
-    device_copy_in(w->device, to + 3 * rows, host->starts, (size_t)(host->sequences + 1) * sizeof(int32_t));
-    return (struct batch){.tokens = rows,
-                          .sequences = host->sequences,
-                          .longest = host->longest,
-                          .used_tokens = host->tokens_used,
-                          .labelled = host->labelled,
-                          .token_ids = to,
-                          .labels = to + rows,
-                          .positions = to + 2 * rows,
-                          .starts = to + 3 * rows};
 }
 
 struct pass_seconds {
@@ -112,11 +100,11 @@ static void pass_over_batch(struct engine *engine, struct workspace *w, struct l
         if (w->training)
             engine_before_micro_batch(engine, g, groups);
         double start = now_s();
-        batch_fill(loader, plan, round, lane0 + engine->groups.place.d, &w->host);
-        struct batch batch = send_batch(w, &w->host);
+        struct batch batch = feed_send(&w->feed, loader, plan, round, lane0 + engine->groups.place.d);
         seconds->data += now_s() - start;
-        struct tape_context context = {.body = &engine->body};
-        struct tape_host host = {&context, gather_unit, release_unit, unit_gradient, reduce_unit};
+        struct tape_context context = {.body = &engine->body, .groups = &engine->groups};
+        struct tape_host host = {&context,    gather_unit, release_unit, unit_gradient,
+                                 reduce_unit, gather_axis, exchange_axis};
         struct model_pass pass;
         double before = comm->wire->seconds;
         model_run(&engine->body.model, &batch, &host, &w->activations, &w->gradients, w->device_nll + g,

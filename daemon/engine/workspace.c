@@ -6,43 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Where the four integer arrays of a micro-batch lie in one block. */
-struct int_layout {
-    int64_t tokens, labels, positions, starts, total;
-};
-
-static struct int_layout int_layout_of(const struct batch_bounds *b)
-{
-    return (struct int_layout){.tokens = 0,
-                               .labels = b->rows,
-                               .positions = 2 * b->rows,
-                               .starts = 3 * b->rows,
-                               .total = 3 * b->rows + b->sequences + 1};
-}
-
 static bool take_parts(struct engine *engine, struct workspace *w, const struct model *model, struct err *err)
 {
-    struct int_layout ints = int_layout_of(&w->bounds);
+    if (!feed_init(&w->feed, engine->device, &w->bounds, &engine->groups, err))
+        return false;
     struct tape_plan plan =
-        model_plan(model, w->bounds.rows, w->bounds.sequences, w->bounds.longest, w->training);
-    int64_t bytes = (int64_t)(plan.activation_bytes + plan.gradient_bytes) + ints.total * 4 + w->groups * 8;
+        model_plan(model, w->feed.bounds.rows, w->feed.bounds.segments, w->feed.longest, w->training);
+    int64_t bytes = (int64_t)(plan.activation_bytes + plan.gradient_bytes) + w->groups * 8;
     if (!host_memory_fits(bytes, engine->comm->local_ranks, "a micro-batch of this size", err))
         return false;
     if (!arena_init(&w->activations, "activations", engine->device, plan.activation_bytes, err) ||
         !arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
         return false;
-    w->device_ints = device_allocate(engine->device, (size_t)ints.total * sizeof(int32_t));
     w->device_nll = device_allocate(engine->device, (size_t)w->groups * sizeof(double));
-    w->host_ints = calloc((size_t)ints.total, sizeof(int32_t));
     w->nll = calloc((size_t)(w->groups * engine->groups.layout.d), sizeof(double));
-    if (!w->device_ints || !w->device_nll || !w->host_ints || !w->nll)
-        return err_set(err, ERR_MEMORY, "no memory for the %lld integers of a micro-batch",
-                       (long long)ints.total);
-    w->host = (struct micro_batch){.tokens = w->host_ints + ints.tokens,
-                                   .labels = w->host_ints + ints.labels,
-                                   .positions = w->host_ints + ints.positions,
-                                   .starts = w->host_ints + ints.starts};
-    return true;
+    return (w->device_nll && w->nll) ||
+           err_set(err, ERR_MEMORY, "no memory for the losses of %lld micro-batches", (long long)w->groups);
 }
 
 bool workspace_make(struct engine *engine, struct workspace *workspace, const struct model *model,
@@ -53,11 +32,6 @@ bool workspace_make(struct engine *engine, struct workspace *workspace, const st
                            .bounds = *bounds,
                            .training = training,
                            .groups = bounds->rounds * engine_lanes(engine) / engine->groups.layout.d};
-    if (workspace->bounds.rows < BATCH_ROW_MULTIPLE)
-        workspace->bounds.rows =
-            BATCH_ROW_MULTIPLE; /* a rank without samples still takes part with padding */
-    if (workspace->bounds.sequences < 1)
-        workspace->bounds.sequences = 1;
     err_keeps(take_parts(engine, workspace, model, err));
     if (comm_agree(engine->comm, err))
         return true;
@@ -71,9 +45,8 @@ void workspace_done(struct workspace *w)
         return;
     arena_done(&w->activations);
     arena_done(&w->gradients);
-    device_release(w->device, w->device_ints, (size_t)int_layout_of(&w->bounds).total * sizeof(int32_t));
     device_release(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
-    free(w->host_ints);
+    feed_done(&w->feed);
     free(w->nll);
     *w = (struct workspace){0};
 }

@@ -15,7 +15,11 @@ bool model_init(struct model *model, const struct model_config *config, enum dty
                 struct device *device, struct err *err)
 {
     INVARIANT(compute == DTYPE_F32 || compute == DTYPE_BF16);
-    struct model made = {.config = *config, .compute = compute, .recompute = recompute, .device = device};
+    struct model made = {.config = *config,
+                         .compute = compute,
+                         .recompute = recompute,
+                         .context = {.ranks = 1},
+                         .device = device};
     if (!param_table_init(&made.params, config, err) || !tape_init(&made.tape, config->layers, err)) {
         model_done(&made);
         return false;
@@ -196,6 +200,14 @@ static void plan_release(void *context, int32_t unit)
 {
     (void)context, (void)unit;
 }
+static void plan_all_gather(void *context, enum tape_axis axis, void *all, size_t each)
+{
+    (void)context, (void)axis, (void)all, (void)each;
+}
+static void plan_exchange(void *context, enum tape_axis axis, void *to, const void *from, size_t each)
+{
+    (void)context, (void)axis, (void)to, (void)from, (void)each;
+}
 static void plan_reduce(void *context, int32_t unit, int32_t slot)
 {
     (void)context, (void)unit, (void)slot;
@@ -207,12 +219,14 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
     struct arena activations, gradients;
     struct model_pass pass;
     const struct kernels kernels = kernels_planning(model->device->kernels);
-    const struct tape_host host = {NULL, plan_gather, plan_release, plan_gradient, plan_reduce};
+    const struct tape_host host = {NULL,        plan_gather,     plan_release, plan_gradient,
+                                   plan_reduce, plan_all_gather, plan_exchange};
     const struct batch batch = {.tokens = tokens,
                                 .sequences = sequences,
                                 .longest = longest,
                                 .used_tokens = tokens,
-                                .labelled = tokens};
+                                .labelled = tokens,
+                                .keys = tokens * model->context.ranks};
     arena_init_planning(&activations, "activations");
     arena_init_planning(&gradients, "activation gradients");
     struct tape *tape = model->tape;

@@ -29,6 +29,17 @@ struct batch {
     const int32_t *labels;    /* [T], -1: not trained */
     const int32_t *positions; /* [T] */
     const int32_t *starts;    /* [sequences + 1] */
+    /* Under context parallelism the rows are this rank's part, and keys come from all c ranks
+     * (ops_context.c). */
+    int64_t keys;
+    const int32_t *key_from; /* [keys]: which row of the gathered [c][T] it is */
+    const int32_t *key_to;   /* [c * T]: which key a gathered row is; -1: none */
+};
+
+/* The ranks that work on the same micro-batch along one axis of the layout, and which this one is. */
+enum tape_axis { TAPE_CONTEXT, TAPE_TENSOR };
+struct tape_place {
+    int32_t ranks, rank;
 };
 
 /* What the tape asks of whoever owns the parameters. Unit weights are whole (gathered), in the compute dtype;
@@ -46,6 +57,10 @@ struct tape_host {
     float *(*unit_gradient)(void *context, int32_t unit,
                             int32_t slot); /* where this micro-batch's leaf is written */
     void (*unit_reduce)(void *context, int32_t unit, int32_t slot); /* the leaf is complete */
+    /* Among the ranks of an axis, device memory; not called where there is one. In place: rank r's part lies
+     * at r * each. And all-to-all: part r of `from` goes to rank r, part r of `to` comes from it. */
+    void (*all_gather)(void *context, enum tape_axis axis, void *all, size_t each);
+    void (*exchange)(void *context, enum tape_axis axis, void *to, const void *from, size_t each);
 };
 
 struct tape; /* tape_ops.h has the inside, for ops and models */
@@ -58,8 +73,9 @@ struct tape_plan {
 struct model {
     struct model_config config;
     struct param_table params;
-    enum dtype compute; /* DTYPE_F32 or DTYPE_BF16 */
-    bool recompute;     /* by block */
+    enum dtype compute;        /* DTYPE_F32 or DTYPE_BF16 */
+    bool recompute;            /* by block */
+    struct tape_place context; /* one rank alone, unless set after model_init */
     float *rope_cosines,
         *rope_sines; /* device, [positions planned][head_dim/2] fp32, formed as transformers forms them */
     int64_t rope_positions;

@@ -133,7 +133,11 @@ void test_host_done(struct test_host *host)
 
 struct tape_host test_host_tape(struct test_host *host)
 {
-    return (struct tape_host){host, gather, release, gradient, reduce};
+    return (struct tape_host){.context = host,
+                              .unit_gather = gather,
+                              .unit_release = release,
+                              .unit_gradient = gradient,
+                              .unit_reduce = reduce}; /* one rank: nobody to gather from */
 }
 
 void test_host_gradient(const struct test_host *host, int32_t param, float *values)
