@@ -359,7 +359,8 @@ static bool from_set_schedule(struct command *to, const Trainerd__Request *reque
     const Trainerd__SetScheduleRequest *wanted = request->set_schedule;
     to->kind = COMMAND_SET_SCHEDULE;
     to->dry_run = wanted->dry_run;
-    if (!command_legal(COMMAND_SET_SCHEDULE, snapshot->state, err))
+    bool saves = snapshot->state == STATE_BUSY && snapshot->schedule.steps > 0; /* then its turn comes */
+    if (!saves && !command_legal(COMMAND_SET_SCHEDULE, snapshot->state, err))
         return false;
     if (wanted->n_settings == 0) {
         err_set(err, ERR_INVALID, "set-schedule was told nothing to set");

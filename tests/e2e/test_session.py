@@ -191,6 +191,20 @@ def test_the_length_of_a_run(world):
         world.json("checkpoint", "delete", "shorter")
 
 
+@bounded(90)
+def test_steering_while_checkpoints_are_saved(world):
+    """A run that saves is busy for a moment, and what is asked for then waits its turn instead of being refused."""
+    world.dataset()
+    world.start(1)
+    world.ctl("train", world.recipe(steps=100000, checkpoint={"every": 1, "keep": 2}))
+    for number in range(8):
+        world.ctl("set-schedule", "--min-lr", f"{number}e-6")
+        world.ctl("set-optimizer", "--weight-decay", f"0.0{number}")
+    world.ctl("pause")
+    need(world.json("schedule")["min_lr"] == 7e-6, "the last schedule is not the one that holds")
+    world.ctl("stop")
+
+
 @bounded(120)
 def test_one_command_for_batch_systems(world):
     """--run: train, save, exit 0; a run that stops short of its target exits 5."""
