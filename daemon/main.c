@@ -1,5 +1,6 @@
 /* trainerd: starts the modules in order and stops them in mirror order. The architecture on one screen. */
 #include "control.h"
+#include "dry_run.h"
 #include "engine.h"
 #include "file.h"
 #include "handlers.h"
@@ -102,7 +103,8 @@ static bool settle_options(struct daemon *d, struct err *err)
 {
     struct engine_options *o = &d->engine_options;
     static const char *const computes[] = {NULL, "bf16", "fp32"};
-    if (!layout_parse(&o->layout, d->options.layout, d->comm.ranks, err))
+    int32_t elsewhere = d->options.dry_run && d->comm.ranks == 1 ? layout_product(d->options.layout) : 0;
+    if (!layout_parse(&o->layout, d->options.layout, elsewhere ? elsewhere : d->comm.ranks, err))
         return false;
     if (d->options.lanes && d->options.lanes % o->layout.d != 0) {
         err_set(err, ERR_INVALID, "--lanes %lld is not a multiple of d = %d", (long long)d->options.lanes,
@@ -152,6 +154,40 @@ static bool start_control(struct daemon *d, struct err *err)
     return d->comm.rank != 0 || control_start(&d->control, &options, err);
 }
 
+/* --run's file, from rank 0: hosts may hold different files of that name. Collective. */
+static bool read_recipe(struct daemon *d, struct recipe *recipe, struct err *err)
+{
+    char *text = NULL;
+    size_t bytes;
+    if (file_slurp(d->options.run, RECIPE_TEXT_BYTES, &text, &bytes, err))
+        err_keeps(recipe_parse(recipe, d->options.run, text, bytes, NULL, 0, err));
+    free(text);
+    if (!comm_agree(&d->comm, err))
+        return false;
+    comm_broadcast(&d->comm, recipe, sizeof *recipe);
+    return true;
+}
+
+/* Takes no state folder and no socket: a daemon may be running there. */
+static int plan_only(struct daemon *d)
+{
+    struct err err = ERR_INIT;
+    static struct recipe recipe;
+    struct policy *policy = &d->engine_options.policy;
+    if (settle_options(d, &err))
+        err_keeps(open_device(d, &err));
+    bool good = comm_agree(&d->comm, &err) && (!d->options.run[0] || read_recipe(d, &recipe, &err));
+    if (good && recipe.optimizer.policy[0] && !d->options.policy[0])
+        good = policy_parse(policy, recipe.optimizer.policy, NULL, &err);
+    good = good && dry_run(&d->options, &d->engine_options, &d->comm, &d->device,
+                           d->options.run[0] ? &recipe : NULL, &err);
+    if (!good && d->comm.rank == 0)
+        report(&err);
+    kin_part();
+    device_close(&d->device);
+    return good ? 0 : exit_status(&err);
+}
+
 /* What the options ask for first, as the commands they stand for. Without any: the newest checkpoint, paused.
  */
 static bool first_commands(struct daemon *d, struct err *err)
@@ -175,15 +211,9 @@ static bool first_commands(struct daemon *d, struct err *err)
     if (d->engine.state == STATE_PAUSED)
         command = (struct command){.kind = COMMAND_RESUME};
     else {
-        char *text = NULL;
-        size_t bytes;
         command = (struct command){.kind = COMMAND_TRAIN, .yes = d->options.yes};
-        if (file_slurp(d->options.run, RECIPE_TEXT_BYTES, &text, &bytes, err))
-            err_keeps(recipe_parse(&command.u.train.recipe, d->options.run, text, bytes, NULL, 0, err));
-        free(text);
-        if (!comm_agree(&d->comm, err))
+        if (!read_recipe(d, &command.u.train.recipe, err))
             return false;
-        comm_broadcast(&d->comm, &command, sizeof command); /* hosts may hold different files of that name */
     }
     return engine_execute(&d->engine, &command, &result, err);
 }
@@ -215,6 +245,8 @@ static int run_daemon(struct daemon *d, struct err err)
         goto refused;
     comm_broadcast(&d->comm, &d->options,
                    sizeof d->options); /* environments and --config may differ by host */
+    if (d->options.dry_run)
+        return plan_only(d);
     if (!open_state(d, &err))
         goto refused;
     if (settle_options(d, &err) && open_device(d, &err))

@@ -53,7 +53,8 @@ static const struct key keys[] = {
     TEXT("metrics", metrics, "ADDR: Prometheus over HTTP"),
     {"stuck-after", KEY_DOUBLE, offsetof(struct options, stuck_after), 0, 0.5, 86400, NULL,
      "S: end when a collective makes no progress for so long (300)"},
-    FLAG("dry-run", dry_run, "the memory and communication plan, then exit"),
+    FLAG("dry-run", dry_run,
+         "the memory and communication plan, then exit; one process alone plans for any --layout"),
 };
 enum { KEY_COUNT = sizeof keys / sizeof keys[0] };
 
@@ -159,8 +160,9 @@ static bool check(const struct options *options, struct err *err)
     if (options->lanes & (options->lanes - 1))
         return err_set(err, ERR_INVALID, "--lanes %lld is not a power of two", (long long)options->lanes);
     static const char later[] = "it is left for a later version; leave the option out";
-    bool built = (!options->metrics[0] || err_set(err, ERR_UNSUPPORTED, "--metrics is not built yet")) &&
-                 (!options->dry_run || err_set(err, ERR_UNSUPPORTED, "--dry-run is not built yet"));
+    if (options->dry_run && !options->model[0] && !options->init[0])
+        return err_set(err, ERR_INVALID, "--dry-run needs --model DIR or --init DIR");
+    bool built = !options->metrics[0] || err_set(err, ERR_UNSUPPORTED, "--metrics is not built yet");
     return built || err_hint(err, "%s", later);
 }
 

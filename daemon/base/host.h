@@ -20,6 +20,9 @@ int64_t host_memory_available(int local_ranks);
 /* ERR_MEMORY with the bytes asked for and the bytes there. what: "the optimizer state under fp32-master". */
 bool host_memory_fits(int64_t bytes, int local_ranks, const char *what, struct err *err) MUST_USE;
 
+/* While a plan is made nothing is taken, so whatever is asked for "fits". */
+void host_memory_promise_all(bool promise);
+
 /* Processes that this host's kernel has ended so far because memory ran out. For signal handlers too. */
 int64_t host_out_of_memory_kills(void);
 

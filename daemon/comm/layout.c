@@ -50,6 +50,18 @@ bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct
     return true;
 }
 
+int32_t layout_product(const char *text)
+{
+    struct layout read;
+    struct err err = ERR_INIT;
+    if (!text[0] || !read_letters(&read, text, &err))
+        return 0;
+    int64_t product = (int64_t)read.d * read.t;
+    product = product > LIMIT_RANKS ? product : product * read.p;
+    product = product > LIMIT_RANKS ? product : product * read.c;
+    return product > LIMIT_RANKS ? 0 : (int32_t)product;
+}
+
 struct layout_place layout_place(const struct layout *layout, int32_t rank)
 {
     struct layout_place place = {.t = rank % layout->t};

@@ -65,6 +65,23 @@ bool body_make(struct engine *engine, struct body *body, const struct model_conf
     return false;
 }
 
+bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err)
+{
+    struct shard_options options = engine_shard_options(engine, &body->optimizer.policy, groups);
+    if (options.levels <= body->shard.options.levels)
+        return true;
+    struct shard deeper;
+    err_keeps(shard_init(&deeper, &engine->groups.shard, engine->device, &body->model.params,
+                         body->model.config.tied, &options, err));
+    if (!comm_agree(engine->comm, err)) {
+        shard_done(&deeper);
+        return false;
+    }
+    shard_done(&body->shard);
+    body->shard = deeper;
+    return true;
+}
+
 void body_done(struct body *body)
 {
     optimizer_done(&body->optimizer);

@@ -138,6 +138,8 @@ void engine_activity(struct engine *engine, const char *format, ...)
 bool body_make(struct engine *engine, struct body *body, const struct model_config *config,
                const struct policy *policy, uint64_t seed, struct err *err) MUST_USE;
 void body_done(struct body *body);
+/* A run needs the counter of the reproducible reduction as deep as its batches ask. */
+bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err) MUST_USE;
 bool body_init_weights(struct engine *engine, struct body *body, struct err *err) MUST_USE;
 void engine_take_body(struct engine *engine, struct body *body); /* frees the old one */
 struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
@@ -184,6 +186,7 @@ bool engine_retain(struct engine *engine, struct err *err) MUST_USE;
 /* publish.c: rank 0's view for the control thread; audit is collective. */
 void engine_publish(struct engine *engine);
 void engine_publish_audit(struct engine *engine);
+void engine_rows(const struct engine *engine, shard_row_fn row, void *context); /* of this rank, for audit */
 
 /* runlog.c: rank 0's files in the state folder. */
 bool runlog_create(struct engine *engine, struct run *run, struct err *err) MUST_USE;

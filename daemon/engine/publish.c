@@ -121,7 +121,7 @@ static void add_row(void *context, const char *tensor, const char *kind, enum dt
     snprintf(row->dtype, sizeof row->dtype, "%s", dtype_name(dtype));
 }
 
-static void add_optimizer(const struct engine *engine, struct audit_rows *rows)
+static void add_optimizer(const struct engine *engine, shard_row_fn row, void *context)
 {
     const struct optimizer *o = &engine->body.optimizer;
     for (int32_t u = 0; u < o->unit_count; u++)
@@ -129,42 +129,41 @@ static void add_optimizer(const struct engine *engine, struct audit_rows *rows)
             for (int part = 0; part < STATE_PART_COUNT * 2; part++) {
                 struct optimizer_slice slice;
                 if (optimizer_slice(o, u, i, (enum state_part)(part / 2), part % 2, 0, -1, &slice))
-                    add_row(rows, engine->body.model.params.params[o->units[u].segments[i].tensor].name,
-                            slice.kind, slice.dtype, slice.elements, slice.bytes);
+                    row(context, engine->body.model.params.params[o->units[u].segments[i].tensor].name,
+                        slice.kind, slice.dtype, slice.elements, slice.bytes);
             }
-    add_row(rows, "optimizer", "padding", DTYPE_U8, optimizer_padding_bytes(o), optimizer_padding_bytes(o));
-    add_row(rows, "optimizer", "scratch", DTYPE_U8, optimizer_scratch_bytes(o), optimizer_scratch_bytes(o));
+    row(context, "optimizer", "padding", DTYPE_U8, optimizer_padding_bytes(o), optimizer_padding_bytes(o));
+    row(context, "optimizer", "scratch", DTYPE_U8, optimizer_scratch_bytes(o), optimizer_scratch_bytes(o));
 }
 
-static void add_workspace(const struct workspace *w, const char *name, struct audit_rows *rows)
+static void add_workspace(const struct workspace *w, const char *name, shard_row_fn row, void *context)
 {
     int64_t arenas = (int64_t)(w->activations.capacity + w->gradients.capacity);
     int64_t ints = feed_bytes(&w->feed) / 4;
-    add_row(rows, name, "arena", DTYPE_U8, arenas, arenas);
-    add_row(rows, name, "batch", DTYPE_I32, ints, ints * 4);
-    add_row(rows, name, "batch", DTYPE_F64, w->device ? w->groups : 0, w->device ? w->groups * 8 : 0);
+    row(context, name, "arena", DTYPE_U8, arenas, arenas);
+    row(context, name, "batch", DTYPE_I32, ints, ints * 4);
+    row(context, name, "batch", DTYPE_F64, w->device ? w->groups : 0, w->device ? w->groups * 8 : 0);
 }
 
-static struct audit_rows rows_of_this_rank(const struct engine *engine)
+void engine_rows(const struct engine *engine, shard_row_fn row, void *context)
 {
-    struct audit_rows rows = {.rank = engine->comm->rank};
     if (engine->has_body) {
         const struct model *m = &engine->body.model;
-        add_optimizer(engine, &rows);
-        shard_rows(&engine->body.shard, add_row, &rows);
-        add_row(&rows, "rope", "table", DTYPE_F32, m->rope_positions * m->config.head_dim,
-                m->rope_positions * m->config.head_dim * 4);
+        add_optimizer(engine, row, context);
+        shard_rows(&engine->body.shard, row, context);
+        row(context, "rope", "table", DTYPE_F32, m->rope_positions * m->config.head_dim,
+            m->rope_positions * m->config.head_dim * 4);
     }
     if (engine->has_run) {
-        add_workspace(&engine->run.workspace, "run", &rows);
-        add_workspace(&engine->run.evaluation_workspace, "evaluation", &rows);
+        add_workspace(&engine->run.workspace, "run", row, context);
+        add_workspace(&engine->run.evaluation_workspace, "evaluation", row, context);
     }
-    return rows;
 }
 
 void engine_publish_audit(struct engine *engine)
 {
-    struct audit_rows mine = rows_of_this_rank(engine);
+    struct audit_rows mine = {.rank = engine->comm->rank};
+    engine_rows(engine, add_row, &mine);
     int64_t most = comm_max_int(engine->comm, mine.count);
     int64_t allocated = comm_sum_int(engine->comm, engine->device->allocated_bytes);
     size_t each = (size_t)most * sizeof(struct audit_row) + sizeof(int64_t);

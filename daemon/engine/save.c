@@ -199,24 +199,6 @@ static bool read_checkpoint(struct engine *engine, const char *name, struct body
     return good;
 }
 
-/* A resumed run needs the counter of the reproducible reduction as deep as its batches ask. */
-static bool fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err)
-{
-    struct shard_options options = engine_shard_options(engine, &body->optimizer.policy, groups);
-    if (options.levels <= body->shard.options.levels)
-        return true;
-    struct shard deeper;
-    err_keeps(shard_init(&deeper, &engine->groups.shard, engine->device, &body->model.params,
-                         body->model.config.tied, &options, err));
-    if (!comm_agree(engine->comm, err)) {
-        shard_done(&deeper);
-        return false;
-    }
-    shard_done(&body->shard);
-    body->shard = deeper;
-    return true;
-}
-
 /* swap_reserve for a body and a run that the engine does not hold yet. */
 static bool reserve_conversion(struct engine *engine, struct body *body, struct run *run, struct swap *swap,
                                const struct policy *policy, struct err *err)
@@ -240,7 +222,7 @@ static bool prepare_load(struct engine *engine, const char *name, const struct p
     body->optimizer.t = state->t;
     body->optimizer.total_steps = state->total_steps;
     if (open_run(engine, &state->run, body, err) &&
-        (!state->run.id[0] || fit_shard(engine, body, state->run.workspace.groups, err)) &&
+        (!state->run.id[0] || body_fit_shard(engine, body, state->run.workspace.groups, err)) &&
         (!converts || reserve_conversion(engine, body, &state->run, swap, policy, err)))
         return true;
     run_done(&state->run);

@@ -57,7 +57,7 @@ def needs_hooks():
 
 class Result:
     def __init__(self, out):
-        self.tensors, self.steps, self.labelled = [], [], 0
+        self.tensors, self.steps, self.labelled, self.sent = [], [], 0, []
         with open(f"{out}/steps") as file:
             for line in file:
                 words = line.split()
@@ -66,6 +66,7 @@ class Result:
                 else:
                     self.steps.append(tuple(float.fromhex(w) for w in words[2:6]))
                     self.labelled = self.labelled or int(words[6])
+                    self.sent.append((int(words[7]), int(words[8])))  # by rank 0 in that step, and as --dry-run plans it
         self.weights = self.read(f"{out}/weights")
         self.gradient = self.read(f"{out}/gradient")
 
@@ -106,6 +107,8 @@ def norm_recomputed(result):
 def near(one, other):
     """Loss and every gradient tensor to 1e-5 of its largest element; the norm to 1e-6."""
     norm_recomputed(other)
+    sent, planned = other.sent[0]
+    assert sent == planned, f"a step sent {sent} bytes, and {planned} were planned"
     for (loss, norm, *_), (loss2, norm2, *_) in list(zip(one.steps, other.steps))[:1]:
         assert abs(loss - loss2) <= 1e-6 * abs(loss), f"loss {loss} against {loss2}"
         assert abs(norm - norm2) <= 1e-6 * norm, f"norm {norm} against {norm2}"

@@ -13,6 +13,7 @@
 #include "engine.h"
 #include "file.h"
 #include "handlers.h"
+#include "plan.h"
 #include "watch.h"
 
 #include <fcntl.h>
@@ -144,14 +145,18 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         describe(engine, steps);
     while (engine->state == STATE_RUNNING) {
         bool last = engine->run.k + 1 == engine->run.steps;
+        int64_t sent = engine->comm->wire->bytes_sent, gather, reduce;
         run_advance(engine);
+        sent = engine->comm->wire->bytes_sent - sent;
+        plan_traffic(&engine->body.shard, engine->body.model.config.tied, engine->run.workspace.groups,
+                     &gather, &reduce);
         if (first && !last)
             dump(engine, out, "gradient", true);
         first = false;
         if (steps)
-            fprintf(steps, "step %lld %a %a %a %a %lld\n", (long long)engine->last.step, engine->last.loss,
-                    engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
-                    (long long)engine->last.labelled_tokens);
+            fprintf(steps, "step %lld %a %a %a %a %lld %lld %lld\n", (long long)engine->last.step,
+                    engine->last.loss, engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
+                    (long long)engine->last.labelled_tokens, (long long)sent, (long long)(gather + reduce));
         if (stop_at && engine->last.step == stop_at) {
             struct command_result result = {0};
             if (!engine_save(engine, "stopped", false, &result, &err))

@@ -1,0 +1,188 @@
+#include "plan.h"
+
+#include "host.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ---- a device of addresses only ---- */
+
+static void *reserve(struct device *device, size_t bytes)
+{
+    (void)device;
+    void *memory =
+        mmap(NULL, bytes ? bytes : 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+static void unreserve(struct device *device, void *memory, size_t bytes)
+{
+    (void)device;
+    munmap(memory, bytes ? bytes : 1);
+}
+
+static void copy_nothing_in(struct queue *queue, void *to, const void *from, size_t bytes)
+{
+    (void)queue, (void)to, (void)from, (void)bytes;
+}
+
+static void zero_nothing(struct queue *queue, void *to, size_t bytes)
+{
+    (void)queue, (void)to, (void)bytes;
+}
+
+/* ---- traffic ---- */
+
+/* The order in which one micro-batch asks for units (model.c): forward, the head, the blocks back. A unit
+ * whose buffer still holds it is not sent again. */
+static int64_t gather_pass(const struct shard *shard, bool tied, int32_t *holds)
+{
+    int64_t bytes = 0;
+    int32_t units = shard->unit_count, asked = 0, order[2];
+    for (int32_t i = 0; i < 2 * units - 2; i++) {
+        asked = 0;
+        order[asked++] = i < units ? i : 2 * units - 2 - i;
+        if (i == units - 1 && tied)
+            order[asked++] = 0;
+        for (int32_t a = 0; a < asked; a++) {
+            int32_t unit = order[a], *held = &holds[shard->units[unit].buffer];
+            if (*held != unit)
+                bytes += shard->units[unit].shard_elements * (int64_t)dtype_bytes(shard->options.compute) *
+                         (shard->comm->ranks - 1);
+            *held = unit;
+        }
+    }
+    return bytes;
+}
+
+void plan_traffic(const struct shard *shard, bool tied, int64_t micro_batches, int64_t *gather_bytes,
+                  int64_t *reduce_bytes)
+{
+    int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
+    INVARIANT(holds != NULL);
+    memset(holds, 0xff, (size_t)shard->buffer_count * sizeof *holds); /* -1: an update has changed all */
+    *gather_bytes = *reduce_bytes = 0;
+    if (micro_batches > 0)
+        *gather_bytes = gather_pass(shard, tied, holds);
+    if (micro_batches > 1) /* all but the first begin as the second does */
+        *gather_bytes += (micro_batches - 1) * gather_pass(shard, tied, holds);
+    free(holds);
+    bool at_the_end = shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
+    for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++)
+        *reduce_bytes += shard->units[u].shard_elements * (int64_t)dtype_bytes(shard->options.reduce) *
+                         (shard->comm->ranks - 1) * (u == 0 && tied ? 2 : 1) *
+                         (at_the_end ? 1 : micro_batches);
+}
+
+/* ---- the plan ---- */
+
+static void add(void *context, const char *name, const char *kind, enum dtype dtype, int64_t elements,
+                int64_t bytes)
+{
+    struct plan *plan = context;
+    int32_t i = 0;
+    (void)name, (void)dtype, (void)elements;
+    while (i < plan->count && strcmp(plan->rows[i].kind, kind) != 0)
+        i++;
+    if (bytes == 0)
+        return;
+    INVARIANT(i < PLAN_KINDS);
+    if (i == plan->count)
+        snprintf(plan->rows[plan->count++].kind, sizeof plan->rows[0].kind, "%s", kind);
+    plan->rows[i].bytes += bytes;
+    plan->bytes += bytes;
+}
+
+static bool make_run(struct engine *engine, const struct recipe *recipe, struct err *err)
+{
+    struct run *run = &engine->run;
+    run->recipe = *recipe;
+    engine->has_run = true; /* so that a failure frees it */
+    if (!run_open(engine, run, &engine->body.model, err) ||
+        !body_fit_shard(engine, &engine->body, run->workspace.groups, err))
+        return false;
+    err_keeps(model_reserve_positions(&engine->body.model, run->positions, err));
+    return comm_agree(engine->comm, err);
+}
+
+static void describe(struct plan *plan, const struct engine *engine)
+{
+    const struct body *body = &engine->body;
+    snprintf(plan->model, sizeof plan->model, "%.60s", body->model.config.architecture);
+    plan->parameters = body->model.params.whole_elements;
+    engine_rows(engine, add, plan);
+    if (!engine->has_run)
+        return;
+    const struct data_source *source = engine->run.source;
+    const struct recipe *recipe = &engine->run.recipe;
+    plan->steps = recipe->steps >= 0 ? recipe->steps : recipe->epochs * source->order.steps_per_epoch;
+    plan->micro_batches = engine->run.workspace.groups;
+    plan->micro_batch_tokens = engine->run.workspace.bounds.rows;
+    plan_traffic(&body->shard, body->model.config.tied, plan->micro_batches, &plan->gather_bytes,
+                 &plan->reduce_bytes);
+}
+
+/* Every rank's, of which the fullest counts. */
+static void take_fullest(struct plan *plan, struct comm *comm)
+{
+    struct plan *all = calloc((size_t)comm->ranks, sizeof *all);
+    INVARIANT(all != NULL);
+    comm_all_gather_host(comm, all, plan, sizeof *plan);
+    for (int32_t r = 0; r < comm->ranks; r++)
+        if (all[r].bytes > plan->bytes)
+            *plan = all[r];
+    free(all);
+}
+
+static bool make_all(struct plan *plan, struct engine *engine, const char *path, const struct recipe *recipe,
+                     struct err *err)
+{
+    struct model_config config = {0};
+    struct body body;
+    err_keeps(model_config_load(&config, path, err));
+    if (!comm_agree(engine->comm, err) ||
+        !body_make(engine, &body, &config, &engine->options.policy, engine->options.seed, err))
+        return false;
+    engine_take_body(engine, &body);
+    if (recipe && !make_run(engine, recipe, err))
+        return false;
+    describe(plan, engine);
+    return true;
+}
+
+bool plan_make(struct plan *plan, struct engine *engine, const struct engine_options *options,
+               struct comm *comm, struct device *device, const char *path, const struct recipe *recipe,
+               struct err *err)
+{
+    const struct device_backend *backend = device->backend;
+    struct device_backend addresses = *backend;
+    struct layout here = {.d = comm->ranks, .t = 1, .p = 1, .c = 1};
+    const struct layout *wanted = &options->layout;
+    bool elsewhere = comm->ranks == 1 && wanted->d * wanted->t * wanted->p * wanted->c > 1;
+    *plan = (struct plan){.there = elsewhere ? -1 : host_memory_available(comm->local_ranks)};
+    *engine = (struct engine){.options = *options, .comm = comm, .device = device};
+    if (!groups_init(&engine->groups, comm, elsewhere ? &here : wanted, err))
+        return false;
+    if (elsewhere) { /* we are rank 0 of them, and make no collective as such */
+        engine->groups.layout = *wanted;
+        engine->groups.shard.ranks = wanted->d * wanted->c;
+        engine->groups.tensor.ranks = wanted->t;
+        engine->groups.context.ranks = wanted->c;
+        engine->groups.pipeline.ranks = wanted->p;
+    }
+    addresses.allocate = reserve;
+    addresses.release = unreserve;
+    addresses.copy_in = copy_nothing_in;
+    addresses.zero = zero_nothing;
+    device->backend = &addresses;
+    host_memory_promise_all(true);
+    bool made = make_all(plan, engine, path, recipe, err);
+    host_memory_promise_all(false);
+    engine_done(engine);
+    device->backend = backend;
+    if (made)
+        take_fullest(plan, comm);
+    return made;
+}

@@ -1,0 +1,36 @@
+/* `trainerd --dry-run`: what a model, a policy, a layout and a recipe would take, without taking it.
+ *
+ * The engine's own code makes the model, its optimizer state, the run's data and micro-batches, on a device
+ * whose memory is addresses only: so the plan is what `audit` would show, row by row, and cannot drift from
+ * it. One process alone may plan for any layout; it then stands for rank 0, than which no rank is fuller but
+ * by padding. */
+#pragma once
+
+#include "engine.h"
+
+enum { PLAN_KINDS = 24 };
+
+struct plan {
+    char model[LIMIT_NAME_BYTES];
+    int64_t parameters;
+    struct {
+        char kind[16]; /* as audit has it: "weight", "m", "gathered", "arena", … */
+        int64_t bytes;
+    } rows[PLAN_KINDS];
+    int32_t count;
+    int64_t bytes; /* the sum of the rows: of the fullest rank */
+    int64_t there; /* for each rank of this host; -1: planned for other machines */
+    /* Of a run; 0 without one. Bytes are what one rank sends in a step. */
+    int64_t steps, micro_batches, micro_batch_tokens; /* micro-batches of a rank in a step */
+    int64_t gather_bytes, reduce_bytes;
+};
+
+/* Collective. path: a model's folder or config.json. recipe: NULL for none. engine: zeroed; it is done with
+ * when this returns. device: open; its memory is not used. */
+bool plan_make(struct plan *plan, struct engine *engine, const struct engine_options *options,
+               struct comm *comm, struct device *device, const char *path, const struct recipe *recipe,
+               struct err *err) MUST_USE;
+
+/* What one rank sends in a step of so many micro-batches: weights gathered, gradients exchanged. */
+void plan_traffic(const struct shard *shard, bool tied, int64_t micro_batches, int64_t *gather_bytes,
+                  int64_t *reduce_bytes);
