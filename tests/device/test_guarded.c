@@ -1,6 +1,6 @@
 /* The guarded device does what the cpu device does, and catches the host at its memory. */
 #include "check.h"
-#include "device.h"
+#include "device_main.h"
 #include "kernels.h"
 
 #include <signal.h>
@@ -10,8 +10,6 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static struct device device;
 
 static void test_kernels_run(void **state)
 {
@@ -145,18 +143,11 @@ static void test_other_faults_pass(void **state)
 
 int main(void)
 {
-    char why[256] = "";
-    if (device_open(&device, "guarded", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kernels_run),
         cmocka_unit_test(test_memory_is_zero_and_reused),
         cmocka_unit_test(test_host_is_caught),
         cmocka_unit_test(test_other_faults_pass),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "guarded", 2);
 }

@@ -104,7 +104,7 @@ static void read_state(const struct engine *engine, struct state *s)
     memset(s, 0, sizeof *s);
     const struct optimizer *o = &engine->body.optimizer;
     s->allocated = engine->device->allocated_bytes;
-    s->state = engine->state;
+    s->state = (int32_t)engine->state;
     s->has_run = engine->has_run;
     s->has_body = engine->has_body;
     s->opened = open_files();

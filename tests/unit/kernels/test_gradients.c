@@ -3,7 +3,7 @@
  * on inputs that bf16 holds, against the fp32 result: 2^-8 of the element for what is rounded once, 2^-6 of
  * the largest where products of rounded values are summed. For the reference's table and the device's. */
 #include "check.h"
-#include "device.h"
+#include "device_main.h"
 #include "head.h"
 #include "rig.h"
 
@@ -495,8 +495,6 @@ static void check_bf16(const struct problem *p, const struct kernels *k)
     results_free(&want);
 }
 
-static struct device device;
-
 static void for_all(void (*check)(const struct problem *p, const struct kernels *k))
 {
     for (size_t i = 0; i < sizeof problems / sizeof problems[0]; i++) {
@@ -519,16 +517,9 @@ static void test_bf16(void **state)
 
 int main(void)
 {
-    char why[256] = "";
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_bf16),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 2);
 }

@@ -1,15 +1,13 @@
 /* What small problems of the head do not reach: several chunks of tokens, a micro-batch without a label, and
  * the vocabulary cut into ranges, an empty one and labels at their edges among them. */
 #include "check.h"
-#include "device.h"
+#include "device_main.h"
 #include "head.h"
 #include "rig.h"
 
 #include <stdio.h>
 
 enum { T = 600, H = 3, V = 40000, CHUNK = 384 };
-
-static struct device device;
 
 /* logprob, dx and dw in double, by the definition. */
 static void naive(const float *x, const float *w, const int32_t *labels, double *logprob, double *dx,
@@ -181,16 +179,9 @@ static void test_fused(void **state)
 
 int main(void)
 {
-    char why[256] = "";
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chunks), cmocka_unit_test(test_few_labels),   cmocka_unit_test(test_no_label),
         cmocka_unit_test(test_ranges), cmocka_unit_test(test_empty_ranges), cmocka_unit_test(test_fused),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 2);
 }

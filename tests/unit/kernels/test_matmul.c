@@ -1,12 +1,10 @@
 /* Products by oneDNN: bits do not depend on the number of threads, nor on how a product is cut into tiles,
  * for all three directions, odd shapes and sums over many tokens; and values against double. */
 #include "check.h"
-#include "device.h"
+#include "device_main.h"
 #include "rig.h"
 
 #include <stdio.h>
-
-static struct device device;
 
 struct product {
     int64_t m, n, k;
@@ -146,11 +144,8 @@ static void test_cache_turns_over(void **state)
 
 int main(void)
 {
-    char why[256] = "";
-    if (device_open(&device, "cpu", 5, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
+    if (!test_device_open("cpu", 5))
         return 1;
-    }
     printf("%s; %s\n", device.description, device.products);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits),
@@ -158,7 +153,5 @@ int main(void)
         cmocka_unit_test(test_empty),
         cmocka_unit_test(test_cache_turns_over),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -1,11 +1,10 @@
 /* The sums whose order is promised, against their definitions: equal bits. */
 #include "check.h"
-#include "device.h"
+#include "device_main.h"
 #include "rig.h"
 
 #include <stdio.h>
 
-static struct device device;
 static struct queue two = {.threads = 2};
 static const struct kernels *tables[2]; /* the reference's and the device's */
 
@@ -159,11 +158,8 @@ static void test_elementwise(void **state)
 
 int main(void)
 {
-    char why[256] = "";
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
+    if (!test_device_open("cpu", 2))
         return 1;
-    }
     tables[0] = &kernels_reference;
     tables[1] = device.kernels;
     const struct CMUnitTest tests[] = {
@@ -171,7 +167,5 @@ int main(void)
         cmocka_unit_test(test_tree_sum),    cmocka_unit_test(test_tree_skips),
         cmocka_unit_test(test_elementwise),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -1,12 +1,11 @@
 /* One element at a time: the golden vector, Philox's known answers, every format's reading and rounding, and
  * the edge cases that precision bugs are made of. Everything goes through the reference kernels. */
+#include "device_main.h"
 #include "state_arrays.h"
 
 #include "update.h"
 
 #include <float.h>
-
-static struct device device;
 
 static struct update_scalars scalars_at(int64_t t, double lr, double beta2, double decay)
 {
@@ -413,12 +412,5 @@ int main(void)
         cmocka_unit_test(test_q8),
         cmocka_unit_test(test_init_normal),
     };
-    char why[256];
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 2);
 }

@@ -1,12 +1,11 @@
 /* The shard's state: values in and out, the update over segments, raw slices and what they add up to,
  * conversions in two phases, and failing the n-th allocation until none fails. */
+#include "device_main.h"
 #include "state_arrays.h"
 
 #include "measures.h"
 
 #include <stdio.h>
-
-static struct device device;
 
 /* Two units and an empty one. Tensor 0 of 300 elements (1-D), tensor 1 of 1000, tensor 2 in the second unit
  * of 70 000. */
@@ -567,12 +566,5 @@ int main(void)
         cmocka_unit_test(test_cancel_leaves_the_state),
         cmocka_unit_test(test_failing_allocations),
     };
-    char why[256];
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 2);
 }

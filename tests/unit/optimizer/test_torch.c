@@ -1,13 +1,12 @@
 /* Against torch's fused CPU AdamW (tests/golden/adamw, made by its make.py), and against PyTorch's own C++
  * test values where the shared test data are at hand ($TRAINERD_TEST_DATA). */
+#include "device_main.h"
 #include "state_arrays.h"
 
 #include "err.h"
 
 #include <jansson.h>
 #include <stdio.h>
-
-static struct device device;
 
 /* ---- the fixture ---- */
 
@@ -272,12 +271,5 @@ int main(void)
         cmocka_unit_test(test_free_run),
         cmocka_unit_test(test_pytorch_cpp_values),
     };
-    char why[256];
-    if (device_open(&device, "cpu", 1, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 1);
 }

@@ -3,14 +3,13 @@
  * N(0,1) of the bf16 copy, rounded to bf16, lr 1e-4 cosine to 0 over 4000 steps, decay .01. All policies see
  * the same noise. The first: which axis loses. The second: swapping bf16 to fp32-master while the run goes
  * on. */
+#include "device_main.h"
 #include "state_arrays.h"
 
 #include "bf16.h"
 #include "measures.h"
 
 #include <stdio.h>
-
-static struct device device;
 
 enum { COUNT = 4096, STEPS = 4000, RUNS_MAX = 8 };
 #define PI 3.14159265358979323846
@@ -152,12 +151,5 @@ int main(void)
         cmocka_unit_test(test_which_axis_hurts),
         cmocka_unit_test(test_swapping_rescues_a_run),
     };
-    char why[256];
-    if (device_open(&device, "cpu", 1, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 1);
 }

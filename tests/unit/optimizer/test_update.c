@@ -1,12 +1,11 @@
 /* Every level of the update (plain, AVX2, AVX-512 loops, the AVX-512 overlay) against the plain loop, bit for
  * bit in every array and in the measures: 10^7 random elements for each combination of formats with --long,
  * 10^5 otherwise; then odd lengths, cut ranges, offsets of the global index, and 1, 2 and 3 threads. */
+#include "device_main.h"
 #include "state_arrays.h"
 
 #include "queue.h"
 #include "tables.h"
-
-static struct device device;
 
 /* ---- inputs with everything in them ---- */
 
@@ -273,12 +272,5 @@ int main(void)
         cmocka_unit_test(test_lengths_and_offsets),
         cmocka_unit_test(test_cut_ranges),
     };
-    char why[256];
-    if (device_open(&device, "cpu", 2, why, sizeof why) != 0) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    device_close(&device);
-    return failed;
+    return test_device_run(tests, "cpu", 2);
 }

@@ -8,6 +8,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -33,6 +34,7 @@ struct fixture {
     struct model_config config;
     struct param_table table;
     const char *config_text;
+    json_t *state; /* an empty object: what the engine gives where a test says nothing else */
 };
 
 static inline void fixture_make(struct fixture *f, const char *config_text)
@@ -40,12 +42,14 @@ static inline void fixture_make(struct fixture *f, const char *config_text)
     struct err err = ERR_INIT;
     temp_folder_make(&f->folder);
     f->config_text = config_text;
+    f->state = json_object();
     check_ok(model_config_parse(&f->config, "test", config_text, strlen(config_text), &err), &err);
     check_ok(param_table_init(&f->table, &f->config, &err), &err);
 }
 
 static inline void fixture_done(struct fixture *f)
 {
+    json_decref(f->state);
     param_table_done(&f->table);
     temp_folder_remove(&f->folder);
 }
@@ -139,7 +143,7 @@ struct saving {
     bool replace;
     struct checkpoint_formats formats;
     struct checkpoint_about about; /* run, policy, automatic, step, total_steps */
-    const struct json_t *state;
+    const json_t *state;           /* NULL: the fixture's */
 };
 
 static inline bool save(const struct fixture *f, const struct saving *s, struct err *err)
@@ -154,7 +158,8 @@ static inline bool save(const struct fixture *f, const struct saving *s, struct 
                                       c.count, &far_device, &fragments[rank], err);
         cutting_done(&c);
     }
-    struct checkpoint_record record = {&about, &f->table, &s->formats, f->config_text, s->state};
+    struct checkpoint_record record = {&about, &f->table, &s->formats, f->config_text,
+                                       s->state ? s->state : f->state};
     saved = saved && checkpoint_save_commit(f->folder.path, &record, (const char *const *)fragments, s->ranks,
                                             s->replace, NULL, err);
     if (!saved)

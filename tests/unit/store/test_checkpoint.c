@@ -13,14 +13,22 @@
 
 static const struct checkpoint_formats plain = {WEIGHT_FP32, MOMENT_FP32, MOMENT_FP32};
 
-static struct saving saving_of(const char *name, int ranks, struct checkpoint_formats formats,
-                               const json_t *state)
+static struct saving saving_of(const char *name, int ranks, struct checkpoint_formats formats)
 {
     return (struct saving){.name = name,
                            .ranks = ranks,
                            .formats = formats,
-                           .about = {.run = "r1", .policy = "fp32-master", .step = 7, .total_steps = 9},
-                           .state = state};
+                           .about = {.run = "r1", .policy = "fp32-master", .step = 7, .total_steps = 9}};
+}
+
+/* A fixture with one checkpoint in it. */
+static void fixture_with(struct fixture *f, const char *config, const char *name, int ranks,
+                         struct checkpoint_formats formats)
+{
+    struct err err = ERR_INIT;
+    struct saving s = saving_of(name, ranks, formats);
+    fixture_make(f, config);
+    check_ok(save(f, &s, &err), &err);
 }
 
 static void layouts_agree(void **unused)
@@ -40,7 +48,8 @@ static void layouts_agree(void **unused)
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         for (size_t j = 0; j < sizeof ranks / sizeof *ranks; j++) {
             struct err err = ERR_INIT;
-            struct saving s = saving_of("c", ranks[j], formats[i], state);
+            struct saving s = saving_of("c", ranks[j], formats[i]);
+            s.state = state;
             s.replace = true;
             check_ok(save(&f, &s, &err), &err);
             for (size_t k = 0; k < sizeof ranks / sizeof *ranks; k++)
@@ -68,11 +77,7 @@ static void shards_are_safetensors(void **unused)
     (void)unused;
     struct fixture f;
     struct err err = ERR_INIT;
-    fixture_make(&f, SMALL_CONFIG);
-    json_t *state = json_object();
-    struct saving s =
-        saving_of("c", 1, (struct checkpoint_formats){WEIGHT_FP32, MOMENT_Q8, MOMENT_BF16}, state);
-    check_ok(save(&f, &s, &err), &err);
+    fixture_with(&f, SMALL_CONFIG, "c", 1, (struct checkpoint_formats){WEIGHT_FP32, MOMENT_Q8, MOMENT_BF16});
     struct safetensors file;
     check_ok(safetensors_open(&file, temp_path(&f.folder, "c/shard-00000.safetensors"), &err), &err);
     const struct safetensor *t = safetensors_find(&file, "model.layers.1.mlp.up_proj.weight:m.scale:0");
@@ -83,7 +88,6 @@ static void shards_are_safetensors(void **unused)
     for (int64_t i = 0; i < (int64_t)t->bytes; i++)
         assert_int_equal(safetensors_data(&file, t)[i], value_byte(row, 3, i));
     safetensors_close(&file);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -93,7 +97,6 @@ static void holes_are_refused(void **unused)
     (void)unused;
     struct fixture f;
     fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_object();
     for (int fault = 0; fault < 5; fault++) {
         struct err err = ERR_INIT;
         struct checkpoint_about about = {.name = "c", .policy = "fp32-master"};
@@ -117,7 +120,7 @@ static void holes_are_refused(void **unused)
         check_ok(checkpoint_save_shard(f.folder.path, "c", 0, &f.table, &plain, slices, count, &far_device,
                                        &fragment, &err),
                  &err);
-        struct checkpoint_record record = {&about, &f.table, &plain, f.config_text, state};
+        struct checkpoint_record record = {&about, &f.table, &plain, f.config_text, f.state};
         check_refused(checkpoint_save_commit(f.folder.path, &record, (const char *const *)&fragment, 1, false,
                                              NULL, &err),
                       &err, ERR_CORRUPT);
@@ -126,7 +129,6 @@ static void holes_are_refused(void **unused)
         free(fragment);
         cutting_done(&c);
     }
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -135,15 +137,12 @@ static void names_are_kept(void **unused)
     (void)unused;
     struct fixture f;
     struct err err = ERR_INIT, again = ERR_INIT, missing = ERR_INIT;
-    fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_object();
-    struct saving s = saving_of("c", 2, plain, state);
-    check_ok(save(&f, &s, &err), &err);
+    struct saving s = saving_of("c", 2, plain);
+    fixture_with(&f, TINY_CONFIG, "c", 2, plain);
     check_refused(save(&f, &s, &again), &again, ERR_STATE);
     check_ok(load_equal(f.folder.path, "c", 3, &err), &err);
     struct checkpoint c;
     check_refused(checkpoint_open(&c, f.folder.path, "d", &missing), &missing, ERR_NOT_FOUND);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -178,12 +177,7 @@ static void damage_is_found(void **unused)
 {
     (void)unused;
     struct fixture f;
-    struct err err = ERR_INIT;
-    fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_pack("{s:i}", "k", 3);
-    struct saving s =
-        saving_of("c", 2, (struct checkpoint_formats){WEIGHT_SPLIT8, MOMENT_Q8, MOMENT_BF16}, state);
-    check_ok(save(&f, &s, &err), &err);
+    fixture_with(&f, TINY_CONFIG, "c", 2, (struct checkpoint_formats){WEIGHT_SPLIT8, MOMENT_Q8, MOMENT_BF16});
     damage_one(&f, "manifest.json");
     damage_one(&f, "shard-00000.safetensors");
     damage_one(&f, "shard-00001.safetensors");
@@ -199,7 +193,6 @@ static void damage_is_found(void **unused)
     struct err mixed = ERR_INIT;
     assert_false(load_equal(f.folder.path, "c", 1, &mixed)); /* each other's place */
     assert_int_equal(mixed.code, ERR_CORRUPT);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -209,10 +202,7 @@ static void nonsense_is_refused(void **unused)
     (void)unused;
     struct fixture f;
     struct err err = ERR_INIT;
-    fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_object();
-    struct saving s = saving_of("c", 1, plain, state);
-    check_ok(save(&f, &s, &err), &err);
+    fixture_with(&f, TINY_CONFIG, "c", 1, plain);
     const char *path = temp_path(&f.folder, "c/manifest.json");
     const struct {
         const char *list, *key;
@@ -278,7 +268,6 @@ static void nonsense_is_refused(void **unused)
         manifest_close(&manifest);
     }
     check_ok(load_equal(f.folder.path, "c", 1, &err), &err);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -303,16 +292,13 @@ static void every_failure_leaves_the_last(void **unused)
     (void)unused;
     struct fixture f;
     struct err err = ERR_INIT;
-    fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_object();
-    struct saving good = saving_of("good", 2, plain, state);
-    check_ok(save(&f, &good, &err), &err);
+    fixture_with(&f, TINY_CONFIG, "good", 2, plain);
     const enum fault_kind kinds[] = {FAULT_ERROR, FAULT_SHORT};
     for (size_t kind = 0; kind < 2; kind++) {
         int nth = 1;
         for (;; nth++) {
             struct err failed = ERR_INIT;
-            struct saving s = saving_of("next", 2, plain, state);
+            struct saving s = saving_of("next", 2, plain);
             faults_arm(kinds[kind], nth);
             bool saved = save(&f, &s, &failed);
             if (!faults_met())
@@ -330,7 +316,7 @@ static void every_failure_leaves_the_last(void **unused)
     /* Replacing: the old one of this name stands until the new one does. */
     for (int nth = 1;; nth++) {
         struct err failed = ERR_INIT;
-        struct saving s = saving_of("good", 1, plain, state);
+        struct saving s = saving_of("good", 1, plain);
         s.replace = true;
         faults_arm(FAULT_ERROR, nth);
         bool saved = save(&f, &s, &failed);
@@ -344,7 +330,6 @@ static void every_failure_leaves_the_last(void **unused)
         expect_untouched(&f, false);
     }
     check_ok(load_equal(f.folder.path, "good", 2, &err), &err);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -353,15 +338,12 @@ static void every_death_leaves_the_last(void **unused)
     (void)unused;
     struct fixture f;
     struct err err = ERR_INIT;
-    fixture_make(&f, TINY_CONFIG);
-    json_t *state = json_object();
-    struct saving good = saving_of("good", 2, plain, state);
-    check_ok(save(&f, &good, &err), &err);
+    fixture_with(&f, TINY_CONFIG, "good", 2, plain);
     for (int nth = 1;; nth++) {
         pid_t child = fork();
         if (child == 0) {
             struct err ignored = ERR_INIT;
-            struct saving s = saving_of("next", 2, plain, state);
+            struct saving s = saving_of("next", 2, plain);
             faults_arm(FAULT_KILL, nth);
             _exit(save(&f, &s, &ignored) ? 0 : 1);
         }
@@ -383,7 +365,6 @@ static void every_death_leaves_the_last(void **unused)
     }
     check_ok(load_equal(f.folder.path, "next", 2, &err), &err); /* what the dead left was no hindrance */
     assert_int_equal(entries_ending(f.folder.path, ""), 2);
-    json_decref(state);
     fixture_done(&f);
 }
 
@@ -393,15 +374,12 @@ static void a_full_disk_is_an_error(void **unused)
     struct fixture f;
     struct err err = ERR_INIT;
     struct rlimit before, small;
-    fixture_make(&f, SMALL_CONFIG);
-    json_t *state = json_object();
-    struct saving good = saving_of("good", 2, plain, state);
-    check_ok(save(&f, &good, &err), &err);
+    fixture_with(&f, SMALL_CONFIG, "good", 2, plain);
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
     signal(SIGXFSZ, SIG_IGN);
     for (rlim_t limit = 0; limit < 200000; limit += 9973) {
         struct err full = ERR_INIT;
-        struct saving s = saving_of("next", 2, plain, state);
+        struct saving s = saving_of("next", 2, plain);
         small = (struct rlimit){limit, before.rlim_max};
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
         bool saved = save(&f, &s, &full);
@@ -414,7 +392,6 @@ static void a_full_disk_is_an_error(void **unused)
         }
         expect_untouched(&f, false);
     }
-    json_decref(state);
     fixture_done(&f);
 }
 

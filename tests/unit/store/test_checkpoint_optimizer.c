@@ -120,7 +120,6 @@ static void shards_save(struct shards *s, const struct fixture *f)
 {
     struct err err = ERR_INIT;
     char *fragments[RANKS_MAX] = {0};
-    json_t *state = json_object();
     struct checkpoint_formats formats = checkpoint_formats_of(&s->optimizers[0].policy);
     struct checkpoint_about about = {.name = "c"};
     snprintf(about.policy, sizeof about.policy, "%s", s->optimizers[0].policy.name);
@@ -134,13 +133,12 @@ static void shards_save(struct shards *s, const struct fixture *f)
                  &err);
         free(slices);
     }
-    struct checkpoint_record record = {&about, &f->table, &formats, f->config_text, state};
+    struct checkpoint_record record = {&about, &f->table, &formats, f->config_text, f->state};
     check_ok(checkpoint_save_commit(f->folder.path, &record, (const char *const *)fragments, s->ranks, true,
                                     NULL, &err),
              &err);
     for (int rank = 0; rank < s->ranks; rank++)
         free(fragments[rank]);
-    json_decref(state);
 }
 
 static void any_shard_from_any(void **unused)
