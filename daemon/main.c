@@ -225,6 +225,7 @@ static int serve(struct daemon *d, struct err *err)
             report(err);
         return exit_status(err);
     }
+    engine_ready(&d->engine); /* before it is said: who reads it and asks finds it so */
     if (d->comm.rank == 0) {
         char layout[64];
         layout_print(&d->engine_options.layout, layout, sizeof layout);

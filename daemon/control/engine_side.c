@@ -231,7 +231,7 @@ static void route(struct control *control, const struct reply *reply)
     set_timer(control);
 }
 
-static void refresh(struct control *control)
+void engine_side_refresh(struct control *control)
 {
     struct snapshot *snapshot = mailbox_take_snapshot(control->mailbox);
     struct audit *audit = mailbox_take_audit(control->mailbox);
@@ -276,11 +276,12 @@ void engine_side_drain(struct control *control)
     if (!reply)
         return; /* the next wake tries again */
     while (mailbox_take_reply(control->mailbox, reply)) {
-        refresh(control); /* what the engine published before it replied is seen by who has the reply */
+        engine_side_refresh(
+            control); /* what the engine published before it replied is seen by who has the reply */
         route(control, reply);
     }
     free(reply);
-    refresh(control);
+    engine_side_refresh(control);
     engine_side_take_events(control);
     for (struct session *s = control->sessions, *next; s; s = next) {
         next = s->next;

@@ -166,6 +166,7 @@ static void hand_to_engine(struct session *session, const Trainerd__Request *req
 void request_handle(struct session *session, const Trainerd__Request *request)
 {
     const struct request_row *row = find_row(request->command_case);
+    engine_side_refresh(session->control); /* what the engine has published by now is what is answered from */
     if (!row) {
         struct err err = ERR_INIT;
         err_set(&err, ERR_UNSUPPORTED, "this daemon does not know that command");

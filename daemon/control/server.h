@@ -125,6 +125,8 @@ bool error_is_retryable(enum err_code code);
 
 /* engine_side.c: what came through the mailbox, and who waits for it. */
 void engine_side_drain(struct control *control);
+void engine_side_refresh(
+    struct control *control); /* the newest snapshot and audit, before an answer from them */
 void engine_side_take_events(struct control *control); /* into the rings, and no further */
 bool engine_side_submit(struct session *session, const Trainerd__Request *request, struct command *command,
                         struct err *err) MUST_USE;

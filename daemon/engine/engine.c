@@ -269,12 +269,16 @@ void engine_after_micro_batch(struct engine *engine, int64_t i, int64_t n)
     engine->comm->wire->seconds = communicated;
 }
 
-int engine_loop(struct engine *engine, bool exit_when_idle)
+void engine_ready(struct engine *engine)
 {
-    struct command command;
     engine_publish_audit(engine);
     engine->starting = false;
     engine_say_state(engine, "ready");
+}
+
+int engine_loop(struct engine *engine, bool exit_when_idle)
+{
+    struct command command;
     while (engine->state != STATE_STOPPING) {
         if (exit_when_idle && engine->state != STATE_RUNNING && engine->state != STATE_PAUSED)
             break;

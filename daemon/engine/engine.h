@@ -118,6 +118,7 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
 /* Collective: every rank must see the checkpoint folder that rank 0 made, by a random file in it. */
 bool engine_check_folder(struct engine *engine, struct err *err) MUST_USE;
 void engine_done(struct engine *engine);
+void engine_ready(struct engine *engine); /* the start is settled: from now on its state is shown */
 /* Runs until a shutdown. Returns the exit status: 0, or 5 where a run that `--run` started ended short. */
 int engine_loop(struct engine *engine, bool exit_when_idle);
 /* One command as if it had come from the mailbox; on all ranks, with rank 0's command. */

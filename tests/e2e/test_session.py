@@ -163,6 +163,13 @@ def test_waiting_for_a_start(world):
             seen.add(result.json()["state"])
         need(result.code in (0, 1, 3), f"status ended with {result.code}")
     need(seen <= {"busy", "idle"}, f"states while it starts: {seen}")
+    world.ctl("shutdown", daemon=third)
+    third.wait_end(30)
+    for _ in range(5):  # once it says that it is ready, it is
+        small = world.start(1, state="small")
+        status = world.status()
+        need(status["state"] == "idle", f"{status['state']} ({status['activity']}) after it said that it is ready")
+        small.end()
 
 
 @bounded(90)
