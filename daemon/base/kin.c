@@ -78,9 +78,11 @@ bool kin_meet(const struct kin_card *cards, int32_t count, int32_t rank, struct 
         if (cards[i].rank == rank)
             home = cards[i].home;
     kin.count = 0;
-    for (int32_t i = 0; i < count && kin.count < KIN_RANKS_MAX; i++) {
+    for (int32_t i = 0; i < count; i++) {
         if (cards[i].home != home)
             continue;
+        if (kin.count == KIN_RANKS_MAX)
+            return err_set(err, ERR_UNSUPPORTED, "a host has more than %d ranks", KIN_RANKS_MAX);
         if (cards[i].rank == home)
             host = &cards[i];
         int32_t seat = kin.count++;

@@ -161,11 +161,14 @@ static void log_refusal(const struct command *command, const struct err *err)
 static void execute_and_answer(struct engine *engine, struct command *command)
 {
     struct reply reply = {.ticket = command->ticket, .kind = command->kind, .err = ERR_INIT};
+    struct err journal = ERR_INIT;
+    if (engine->comm->rank == 0 && !journal_write(engine, command, NULL, &journal))
+        log_err("engine", &journal);
+    journal = (struct err)ERR_INIT;
     err_keeps(engine_execute(engine, command, &reply.result, &reply.err));
     engine_publish(engine);
     if (engine->comm->rank != 0)
         return;
-    struct err journal = ERR_INIT;
     if (!journal_write(engine, command, &reply.err, &journal)) {
         log_err("engine", &journal);
         if (reply.err.code == ERR_OK)

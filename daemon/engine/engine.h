@@ -199,5 +199,6 @@ void runlog_close(struct run *run);
 void runlog_describe(struct engine *engine, const struct run *run, const char *state); /* run.json */
 void runlog_step(struct engine *engine, const struct step_event *event);
 void runlog_evaluation(struct engine *engine, int64_t step, double loss, int64_t labelled);
+/* outcome NULL: begun, so that the journal of a daemon that died says what was under way; not synced. */
 bool journal_write(struct engine *engine, const struct command *command, const struct err *outcome,
                    struct err *err) MUST_USE;

@@ -264,11 +264,13 @@ bool journal_write(struct engine *engine, const struct command *command, const s
         json_pack("{ss ss ss sI ss}", "time", now, "command", command_name(command->kind), "run",
                   engine->has_run ? engine->run.id : "", "total_steps",
                   (json_int_t)(engine->has_body ? engine->body.optimizer.total_steps : 0), "outcome",
-                  outcome->code == ERR_OK ? "done" : err_line(outcome, text, sizeof text));
+                  !outcome                  ? "begun"
+                  : outcome->code == ERR_OK ? "done"
+                                            : err_line(outcome, text, sizeof text));
     char *line = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     bool written = line && fprintf(engine->journal, "%s\n", line) > 0 && fflush(engine->journal) == 0 &&
-                   fsync(fileno(engine->journal)) == 0;
+                   (!outcome || fsync(fileno(engine->journal)) == 0);
     free(line);
     if (!written) {
         clearerr(engine->journal);

@@ -1,4 +1,5 @@
 """What happens to ranks: killed, stopped, too many of them; and to those who watch."""
+import json
 import os
 import signal
 
@@ -42,6 +43,20 @@ def test_a_killed_rank_ends_an_idle_daemon(world):
         need(daemon.wait_end(10) != 0, "an idle daemon went on without a rank")
         daemon.all_gone()
         said_once(daemon, f"rank {victim} (pid {daemon.pids[victim]}, host ", "SIGKILL")
+
+
+@bounded(120)
+def test_the_journal_says_what_was_under_way(world):
+    daemon = world.start(2)
+    world.ctl("checkpoint", "save", "kept")
+    world.spawn("evaluate", world.dataset(rows=20000, name="long"))
+    until(lambda: world.status()["activity"].startswith("evaluating"), 60, "an evaluation is under way")
+    send(daemon.pids[1], signal.SIGKILL)
+    need(daemon.wait_end(10) != 0, "the daemon ended with 0 after a rank was killed")
+    with open(os.path.join(daemon.state, "journal.jsonl"), encoding="utf-8") as journal:
+        lines = [json.loads(line) for line in journal]
+    need([(line["command"], line["outcome"]) for line in lines] ==
+         [("checkpoint save", "begun"), ("checkpoint save", "done"), ("evaluate", "begun")], f"the journal: {lines}")
 
 
 @bounded(90)
