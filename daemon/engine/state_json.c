@@ -94,6 +94,9 @@ static bool schedule_read(struct schedule *s, json_t *json, struct err *err)
     s->warmup = warmup;
     s->decay_end = decay_end;
     s->wsd_decay = wsd_decay;
+    if (!(s->lr > 0) || !(s->min_lr >= 0) || !(s->warmup_init >= 0 && s->warmup_init <= 1) || steps < 1 ||
+        warmup < 0 || warmup > steps || decay_end < warmup || wsd_decay < 0 || wsd_decay > steps - warmup)
+        return err_set(err, ERR_CORRUPT, "the checkpoint's schedule has numbers that cannot be");
     return schedule_kind_parse(&s->kind, kind, err);
 }
 
@@ -123,8 +126,9 @@ static bool run_read(struct run *run, json_t *json, int32_t tensors, struct err 
                        &run->skips_in_a_row, "cursor", &cursor, "evaluated_at", &evaluated_at, "settings",
                        &settings, "schedule", &schedule, "alarm", &alarm, "still", &still) != 0)
         return bad(err, &error);
-    if (k < 0 || steps < 1 || skipped < 0 || cursor < 0 || strlen(id) >= sizeof run->id || id[0] == '\0' ||
-        strchr(id, '/') || json_array_size(still) != (size_t)tensors)
+    if (k < 0 || k > steps || steps < 1 || evaluated_at > steps || run->skips_in_a_row < 0 || skipped < 0 ||
+        cursor < 0 || strlen(id) >= sizeof run->id || id[0] == '\0' || strchr(id, '/') ||
+        json_array_size(still) != (size_t)tensors)
         return err_set(err, ERR_CORRUPT, "the checkpoint's run has counters that cannot be");
     snprintf(run->id, sizeof run->id, "%s", id);
     snprintf(run->data_hash, sizeof run->data_hash, "%s", data);

@@ -110,6 +110,19 @@ def make_checkpoint():
     put("checkpoint", "two-ranks", DIVIDER.join([body.encode(), *map(bytes, files)]))
 
 
+def make_state():
+    settings = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "decay_all": False, "clip": 1.0}
+    schedule = {"kind": "cosine", "lr": 1e-4, "steps": 220, "warmup": 22, "warmup_init": 0.0, "min_lr": 0.0,
+                "decay_end": 220, "wsd_decay": 0}
+    run = {"id": "run-1", "recipe": "data: /x\nsteps: 220\nglobal_batch: 2\nmicro_batch: 1\n", "steps": 220, "k": 3,
+           "skipped": 0, "skips_in_a_row": 0, "cursor": 6, "evaluated_at": -1, "settings": settings, "schedule": schedule,
+           "alarm": {"quality": [1.0] * 10, "counted": 3, "next": 3, "level": 0}, "still": [0, 1, 0], "data": "0f"}
+    state = {"t": 3, "total_steps": 3, "seed": "7", "settings": settings, "lanes": 0, "device": "cpu"}
+    put("state", "idle", compact(dict(state, run=None)))
+    put("state", "running", compact(dict(state, run=run)))
+    put("state", "wsd", compact(dict(state, run=dict(run, schedule=dict(schedule, kind="wsd", wsd_decay=40)))))
+
+
 # ---- data ----
 
 def make_data():
@@ -209,6 +222,7 @@ def make_frames():
 if __name__ == "__main__":
     make_models()
     make_checkpoint()
+    make_state()
     make_data()
     make_texts()
     make_frames()
