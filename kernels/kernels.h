@@ -34,13 +34,27 @@ enum matmul_flags {
     MATMUL_ADD = 4,          /* out += a b, else out = a b */
 };
 
-/* Packed sequences: sequence s holds rows starts[s] … starts[s+1]-1; rows from starts[sequences] on are
- * padding, are never attended to and get zeros. Query head h reads key/value head h / (q_heads / kv_heads).
- */
+/* The keys of one segment of queries: rows first … first+count-1 of ks and vs. */
+struct attention_keys {
+    int32_t first, count;
+};
+
+/* Causal attention over packed segments. Segment s holds queries starts[s] … starts[s+1]-1, n of them, and
+ * has the keys keys[s], count >= n of them. The last query sees all of them, each before it one less: query i
+ * sees the first count - n + 1 + i. keys NULL: a segment's keys are its own rows, which makes it a whole
+ * sequence.
+ *
+ * Segments that see keys of one sequence (a context group cuts it into chunks; a rank holds two) have the
+ * same first key and follow one upon the other; all others have no key in common. The gradient of a key is
+ * summed over its segments in ascending order, in fp32, and rounded once.
+ *
+ * Query rows from starts[segments] on are padding and get zeros, as do the gradients of keys that nobody
+ * sees. Query head h reads key/value head h / (q_heads / kv_heads). */
 struct attention_shape {
-    int64_t tokens; /* T, padding included */
-    int64_t sequences;
-    int64_t longest; /* the longest sequence; bounds scratch and work, never the result */
+    int64_t tokens;    /* T, query rows, padding included */
+    int64_t key_rows;  /* S, rows of ks and vs; T where keys is NULL */
+    int64_t sequences; /* segments */
+    int64_t longest;   /* the most keys of a segment; bounds scratch and work, never the result */
     int32_t q_heads, kv_heads, head_dim;
     float scale; /* positive; 1/sqrt(head_dim), usually */
 };
@@ -101,19 +115,22 @@ struct head_stats {
       (K_QUEUE, void *x, const float *cosines, const float *sines, const int32_t *positions, int64_t T,        \
        int64_t heads, int64_t head_dim, bool inverse, enum dtype dtype),                                       \
       (q, x, cosines, sines, positions, T, heads, head_dim, inverse, dtype))                                   \
-    /* Causal grouped-query attention within each packed sequence, online softmax in fp32, no T x T matrix.    \
+    /* Causal grouped-query attention, online softmax in fp32, no T x S matrix: see struct attention_shape.    \
      */                                                                                                        \
-    /* out, qs: [T][q_heads][head_dim]; ks, vs: [T][kv_heads][head_dim]; lse[T][q_heads] fp32: log-sum-exp     \
-     * of scores. */                                                                                           \
+    /* out, qs: [T][q_heads][head_dim]; ks, vs: [S][kv_heads][head_dim]; lse[T][q_heads] fp32: log-sum-exp     \
+     * of */                                                                                                   \
+    /* scores. */                                                                                              \
     X(attention_forward,                                                                                       \
       (K_QUEUE, void *out, float *lse, const void *qs, const void *ks, const void *vs,                         \
-       const int32_t *starts, const struct attention_shape *shape, enum dtype dtype, void *scratch),           \
-      (q, out, lse, qs, ks, vs, starts, shape, dtype, scratch))                                                \
+       const int32_t *starts, const struct attention_keys *keys, const struct attention_shape *shape,          \
+       enum dtype dtype, void *scratch),                                                                       \
+      (q, out, lse, qs, ks, vs, starts, keys, shape, dtype, scratch))                                          \
     X(attention_backward,                                                                                      \
       (K_QUEUE, void *dqs, void *dks, void *dvs, const void *dout, const void *out, const float *lse,          \
        const void *qs, const void *ks, const void *vs, const int32_t *starts,                                  \
-       const struct attention_shape *shape, enum dtype dtype, void *scratch),                                  \
-      (q, dqs, dks, dvs, dout, out, lse, qs, ks, vs, starts, shape, dtype, scratch))                           \
+       const struct attention_keys *keys, const struct attention_shape *shape, enum dtype dtype,               \
+       void *scratch),                                                                                         \
+      (q, dqs, dks, dvs, dout, out, lse, qs, ks, vs, starts, keys, shape, dtype, scratch))                     \
     /* out = silu(gate) * up, elementwise over n (Shazeer 2020). */                                            \
     X(swiglu_forward, (K_QUEUE, void *out, const void *gate, const void *up, int64_t n, enum dtype dtype),     \
       (q, out, gate, up, n, dtype))                                                                            \

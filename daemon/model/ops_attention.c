@@ -29,6 +29,7 @@ static struct attention_shape shape_of(const struct tape *tape)
     const struct model_config *config = &tape->model->config;
     return (struct attention_shape){
         .tokens = tape->batch->tokens,
+        .key_rows = tape->batch->tokens,
         .sequences = tape->batch->sequences,
         .longest = tape->batch->longest,
         .q_heads = (int32_t)config->q_heads,
@@ -52,7 +53,7 @@ static void attention_backward(struct tape *tape, const struct record *r)
     size_t mark;
     void *scratch = tape_scratch(tape, kernels->attention_backward_scratch(&shape, dtype), &mark);
     kernels->attention_backward(tape->queue, dq, dk, dv, tape_gradient_of(r->out), r->out->data, r->saved,
-                                q->data, k->data, v->data, tape->batch->starts, &shape, dtype, scratch);
+                                q->data, k->data, v->data, tape->batch->starts, NULL, &shape, dtype, scratch);
     arena_reset(tape->gradients, mark);
 }
 
@@ -67,7 +68,7 @@ struct value *op_attention(struct tape *tape, struct value *q, struct value *k, 
     size_t mark;
     void *scratch = tape_scratch(tape, kernels->attention_forward_scratch(&shape, dtype), &mark);
     kernels->attention_forward(tape->queue, out->data, lse, q->data, k->data, v->data, tape->batch->starts,
-                               &shape, dtype, scratch);
+                               NULL, &shape, dtype, scratch);
     arena_reset(tape->gradients, mark);
     tape_record(tape,
                 (struct record){.backward = attention_backward, .in = {q, k, v}, .out = out, .saved = lse});

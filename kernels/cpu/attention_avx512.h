@@ -34,11 +34,12 @@ static const float LOG2_E = 1.44269504F;
 static const float LN_2 = 0.693147181F;
 static const float MASKED = -1e30F; /* a score that exp2 makes zero, whatever the scale */
 
-/* Rows of one head: element e of row r is at `at + r * stride_bytes`, e < n, r < count; what lies outside
- * reads zero. */
+/* Rows of one head: element e of row r is at `at + (r - begin) * stride_bytes`, e < n, begin <= r < count;
+ * what lies outside reads zero. begin < GROUP puts rows into the groups that their places in a sequence ask
+ * for. */
 struct rows {
     const char *at;
-    int64_t stride_bytes, count, n;
+    int64_t stride_bytes, begin, count, n;
     enum dtype dtype;
 };
 
@@ -95,14 +96,14 @@ INLINE uint32_t words_mask(const struct rows *from, int64_t word)
 
 INLINE const char *row_at(const struct rows *from, int64_t row)
 {
-    return from->at + row * from->stride_bytes;
+    return from->at + (row - from->begin) * from->stride_bytes;
 }
 
 /* Asks for rows first … first+n-1 ahead: they lie far apart, where the processor does not look itself. */
 INLINE void prefetch_rows(const struct rows *rows, int64_t first, int64_t n, const bool to_write)
 {
     int64_t end = at_most(first + n, rows->count), bytes = rows->n * (int64_t)dtype_bytes(rows->dtype);
-    for (int64_t r = at_least(first, 0); r < end; r++)
+    for (int64_t r = at_least(first, rows->begin); r < end; r++)
         for (int64_t line = 0; line < bytes; line += 64) {
             if (to_write) /* clang wants the constant spelled out */
                 __builtin_prefetch(row_at(rows, r) + line, 1, 2);
@@ -139,7 +140,8 @@ INLINE void store_row(char *to, const float *from, float factor, int64_t n, enum
     }
 }
 
-/* to[n][width]: rows first … first+n-1. width is a multiple of 16 that holds a row's words. */
+/* to[n][width]: rows first … first+n-1, none before begin. width is a multiple of 16 that holds a row's
+ * words. */
 static void pack_rows(uint32_t *to, int64_t width, const struct rows *from, int64_t first, int64_t n)
 {
     int64_t filled = at_least(at_most(from->count - first, n), 0);
@@ -153,13 +155,14 @@ static void pack_rows(uint32_t *to, int64_t width, const struct rows *from, int6
     }
 }
 
-/* 16 words, each of two rows' elements; second may lie outside. */
+/* 16 words, each of two rows' elements; either may lie outside. */
 INLINE __m512i load_pair(const struct rows *from, int64_t row, int64_t e, __mmask16 mask)
 {
-    __m512i word = _mm512_castps_si512(load_values(row_at(from, row), e, mask, from->dtype));
+    __mmask16 first = row >= from->begin ? mask : 0;
+    __m512i word = _mm512_castps_si512(load_values(row_at(from, row), e, first, from->dtype));
     if (WORD == 1)
         return word;
-    __mmask16 second = row + 1 < from->count ? mask : 0;
+    __mmask16 second = row + 1 >= from->begin && row + 1 < from->count ? mask : 0;
     __m512 upper = load_values(row_at(from, row + 1), e, second, from->dtype);
     return _mm512_or_si512(_mm512_srli_epi32(word, 16), _mm512_castps_si512(upper));
 }
@@ -218,8 +221,9 @@ static void pack_transposed(uint32_t *to, int64_t width, const struct rows *from
             __m512i x[16];
             UNROLL for (int i = 0; i < 16; i++)
             {
-                uint32_t there = first + r + i < from->count ? mask : 0;
-                x[i] = load_words(row_at(from, first + r + i), w, there, from->dtype);
+                int64_t row = first + r + i;
+                uint32_t there = row >= from->begin && row < from->count ? mask : 0;
+                x[i] = load_words(row_at(from, row), w, there, from->dtype);
             }
             transpose16(x);
             int64_t left = at_most(depth - w, 16);
@@ -366,11 +370,4 @@ INLINE void *carve(uintptr_t *at, int64_t bytes)
     void *piece = (void *)*at;
     *at += (uintptr_t)round_up(bytes, 64);
     return piece;
-}
-
-/* Packed rows of sequence s start here: the starts, each rounded so that every sequence may fill up whole
- * groups. */
-INLINE int64_t packed_start(const int32_t *starts, int64_t s)
-{
-    return (starts[s] + (GROUP - 1) * s) / GROUP * GROUP;
 }

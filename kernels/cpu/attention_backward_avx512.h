@@ -3,10 +3,10 @@
  * p (dout v' - mean),  dq = scale ds k,  dk = scale ds' q. p and ds are fp32, rounded to bf16 (bf16 tensors)
  * as operands.
  *
- * A pair is one (sequence, key/value head); its keys and values are packed once, its dk and dv summed in
- * fp32. A turn is one block of queries of one query head against all of its keys; it owns its dq. Turns of a
- * pair add to dk and dv in one order: query blocks ascending, within them query heads, within them key
- * blocks. So the bits do not depend on who takes the turns:
+ * A pair is one (family of segments, key/value head); its keys and values are packed once, its dk and dv
+ * summed in fp32. A turn is one block of queries of one query head against all of its keys; it owns its dq.
+ * Turns of a pair add to dk and dv in one order: segments ascending, query blocks ascending, within them
+ * query heads, within them key blocks. So the bits do not depend on who takes the turns:
  *  - where there are pairs enough, a thread takes all turns of a pair;
  *  - else threads share pairs: turns are handed out in order, and each adds to a key block after the turn
  * before it. */
@@ -22,24 +22,28 @@ enum { B_QUERIES = 128, B_KEYS = 64, B_PITCH = B_QUERIES / WORD };
 
 struct backward {
     const struct attention_shape *shape;
-    const int32_t *starts;
+    struct segments segments;
     void *dqs, *dks, *dvs;
     const void *dout, *out, *qs, *ks, *vs;
     const float *lse;
     enum dtype dtype;
     int64_t lanes, width, depth; /* as in struct forward */
+    struct family *families;     /* in scratch, [sequences] */
     int64_t pairs, group;        /* group: query heads of a pair */
+    int64_t turns;               /* of the pair with most */
     bool shared;                 /* threads share pairs */
     uintptr_t rooms, slots;      /* in scratch: a struct backward_room a thread; pairs under way */
     int64_t room_bytes, slot_bytes;
 };
 
 struct pair {
-    int64_t s, kv, turns;    /* turn t: queries t / group * B_QUERIES …, head kv * group + t % group */
-    struct rows k, v;        /* in the tensors */
-    uint32_t *keys, *values; /* rows [longest][width] */
-    uint32_t *key_pairs;     /* pairs [longest/WORD][lanes] */
-    float *dk, *dv;          /* [longest][lanes] */
+    const struct family *family;
+    int64_t kv, turns; /* turn t: query block t / group of the family, head kv * group + t % group */
+    bool whole; /* one sequence, whose turns go over its keys in order: the first to meet a key writes */
+    struct rows k, v;                 /* in the tensors */
+    uint32_t *keys, *values;          /* rows [longest][width] */
+    uint32_t *key_pairs;              /* pairs [longest/WORD][lanes] */
+    float *dk, *dv;                   /* [longest][lanes] */
     _Atomic int32_t *key_blocks_done; /* [turns] where threads share */
 };
 
@@ -58,6 +62,13 @@ INLINE int64_t blocks_of(int64_t n, int64_t block)
     return (n + block - 1) / block;
 }
 
+/* Query blocks of a family: never more than of all segments together, whose empty lanes may fill a block up.
+ */
+INLINE int64_t turns_max(const struct attention_shape *shape)
+{
+    return shape->tokens / B_QUERIES + 2 * shape->sequences;
+}
+
 static uintptr_t pair_slot(struct pair *pair, uintptr_t at, const struct backward *b)
 {
     int64_t longest = round_up(b->shape->longest, GROUP), lanes = b->lanes;
@@ -66,7 +77,7 @@ static uintptr_t pair_slot(struct pair *pair, uintptr_t at, const struct backwar
     pair->key_pairs = carve(&at, longest / WORD * lanes * 4);
     pair->dk = carve(&at, longest * lanes * 4);
     pair->dv = carve(&at, longest * lanes * 4);
-    pair->key_blocks_done = carve(&at, blocks_of(longest, B_QUERIES) * b->group * 4);
+    pair->key_blocks_done = carve(&at, turns_max(b->shape) * b->group * 4);
     return at;
 }
 
@@ -94,26 +105,50 @@ static uintptr_t backward_layout(struct backward *b, uintptr_t at, int threads)
     b->depth = round_up(b->shape->head_dim, WORD) / WORD;
     b->width = round_up(b->depth, 16);
     b->group = b->shape->q_heads / b->shape->kv_heads;
-    b->pairs = b->shape->sequences * b->shape->kv_heads;
-    b->shared = b->pairs < 2 * threads && b->pairs % threads != 0;
     struct backward_room room;
     struct pair pair;
     b->room_bytes = (int64_t)backward_room(&room, 0, b);
     b->slot_bytes = (int64_t)pair_slot(&pair, 0, b);
-    b->rooms = (at + 63) / 64 * 64;
+    at = (at + 63) / 64 * 64;
+    b->families = carve(&at, b->shape->sequences * (int64_t)sizeof *b->families);
+    b->rooms = at;
     b->slots = b->rooms + (uintptr_t)(threads * b->room_bytes);
-    int64_t slots =
-        at_most(b->pairs, 2 * threads - 1); /* any smaller shape may be shared: scratch only grows */
+    /* Any smaller shape may be shared: scratch only grows. */
+    int64_t slots = at_most(b->shape->sequences * b->shape->kv_heads, 2 * threads - 1);
     return b->slots + (uintptr_t)((slots > threads ? slots : threads) * b->slot_bytes);
+}
+
+INLINE int64_t query_blocks(const struct backward *b, int64_t s)
+{
+    return blocks_of(place_of(&b->segments, s).queries, B_QUERIES);
+}
+
+static int64_t family_turns(const struct backward *b, const struct family *family)
+{
+    int64_t blocks = 0;
+    for (int64_t s = family->segment; s < family->past; s++)
+        blocks += query_blocks(b, s);
+    return blocks * b->group;
+}
+
+static void backward_list_pairs(struct backward *b, int threads)
+{
+    int64_t families = families_list(b->families, &b->segments);
+    b->pairs = families * b->shape->kv_heads;
+    b->shared = b->pairs < 2 * threads && b->pairs % threads != 0;
+    b->turns = 0;
+    for (int64_t i = 0; i < families; i++)
+        b->turns = at_least(b->turns, family_turns(b, &b->families[i]));
 }
 
 static struct pair backward_pair(const struct backward *b, int64_t index, int64_t slot)
 {
-    int64_t kv_heads = b->shape->kv_heads;
-    struct pair pair = {.s = index / kv_heads, .kv = index % kv_heads};
-    pair.k = head_rows(b->ks, b->shape, b->starts, pair.s, pair.kv, kv_heads, b->dtype);
-    pair.v = head_rows(b->vs, b->shape, b->starts, pair.s, pair.kv, kv_heads, b->dtype);
-    pair.turns = blocks_of(pair.k.count, B_QUERIES) * b->group;
+    const struct family *family = &b->families[index / b->shape->kv_heads];
+    struct pair pair = {.family = family, .kv = index % b->shape->kv_heads};
+    pair.k = key_rows(b->ks, b->shape, family, pair.kv, b->dtype);
+    pair.v = key_rows(b->vs, b->shape, family, pair.kv, b->dtype);
+    pair.turns = family_turns(b, family);
+    pair.whole = family->past == family->segment + 1 && segment_before(&b->segments, family->segment) == 0;
     pair_slot(&pair, b->slots + (uintptr_t)(slot * b->slot_bytes), b);
     return pair;
 }
@@ -210,7 +245,7 @@ static void gradient_block(const struct tiles *t, int64_t groups, int64_t vector
 
 /* One block of keys against the room's block of queries. */
 struct block {
-    int64_t query0, vectors; /* queries query0 …, 16 * vectors of them */
+    int64_t query0, vectors; /* queries at places query0 …, 16 * vectors of them */
     int64_t key0, n;
     bool fresh; /* dk and dv of these keys start here */
 };
@@ -269,22 +304,25 @@ static void backward_keys(const struct backward *b, const struct pair *pair, con
     sum_run(&sum);
 }
 
-/* lse and mean of n queries; the rest, up to a whole group, gets probability zero. */
+/* lse and mean of the queries first …; lanes without one, up to a whole group, get probability zero. lse is
+ * of the head's first query. */
 static void backward_pack_scalars(const struct backward *b, const struct backward_room *room,
                                   const struct rows *dout, const struct rows *out, const float *lse,
-                                  int64_t query0, int64_t padded)
+                                  int64_t first, int64_t padded)
 {
-    int64_t filled = at_most(dout->count - query0, padded);
-    for (int64_t i = 0; i < filled; i++) {
-        const char *x = row_at(dout, query0 + i), *y = row_at(out, query0 + i);
+    int64_t filled = at_most(dout->count - first, padded), begin = at_least(dout->begin - first, 0);
+    for (int64_t i = begin; i < filled; i++) {
+        const char *x = row_at(dout, first + i), *y = row_at(out, first + i);
         __m512 sum = _mm512_setzero_ps();
         for (int64_t e = 0; e < b->lanes; e += 16) {
             __mmask16 mask = (__mmask16)lanes_mask(dout->n, e, 16);
             sum = _mm512_fmadd_ps(load_values(x, e, mask, b->dtype), load_values(y, e, mask, b->dtype), sum);
         }
         room->mean[i] = _mm512_reduce_add_ps(sum);
-        room->lse[i] = lse[(query0 + i) * b->shape->q_heads] * LOG2_E;
+        room->lse[i] = lse[(first + i - dout->begin) * b->shape->q_heads] * LOG2_E;
     }
+    for (int64_t i = 0; i < begin; i++)
+        room->mean[i] = 0, room->lse[i] = -MASKED;
     for (int64_t i = filled; i < padded; i++)
         room->mean[i] = 0, room->lse[i] = -MASKED;
 }
@@ -304,26 +342,24 @@ static void turn_wait(const struct pair *pair, int64_t turn, int64_t index)
             sched_yield(); /* that thread may have lost its core */
 }
 
-static void backward_turn(const struct backward *b, const struct pair *pair, const struct backward_room *room,
-                          int64_t turn)
+/* The segment that turn's query block is of; *first becomes the block's first query in it. */
+static int64_t turn_segment(const struct backward *b, const struct pair *pair, int64_t turn, int64_t *first)
 {
-    int64_t heads = b->shape->q_heads, token = b->starts[pair->s];
-    int64_t head = pair->kv * b->group + turn % b->group, query0 = turn / b->group * B_QUERIES;
-    struct rows q = head_rows(b->qs, b->shape, b->starts, pair->s, head, heads, b->dtype);
-    struct rows dout = head_rows(b->dout, b->shape, b->starts, pair->s, head, heads, b->dtype);
-    struct rows out = head_rows(b->out, b->shape, b->starts, pair->s, head, heads, b->dtype);
-    struct rows dq = head_rows(b->dqs, b->shape, b->starts, pair->s, head, heads, b->dtype);
-    int64_t n = at_most(q.count - query0, B_QUERIES), padded = round_up(n, GROUP);
-    pack_transposed(room->query, B_QUERIES, &q, query0, padded, b->depth);
-    pack_transposed(room->dout, B_QUERIES, &dout, query0, padded, b->depth);
-    pack_pairs(room->query_pairs, b->lanes, &q, query0, padded);
-    pack_pairs(room->dout_pairs, b->lanes, &dout, query0, padded);
-    prefetch_rows(&dq, query0, n, true);
-    backward_pack_scalars(b, room, &dout, &out, b->lse + token * heads + head, query0, padded);
+    int64_t block = turn / b->group, s = pair->family->segment;
+    for (; block >= query_blocks(b, s); s++)
+        block -= query_blocks(b, s);
+    *first = block * B_QUERIES;
+    return s;
+}
+
+/* All key blocks of a packed block of queries. */
+static void backward_blocks(const struct backward *b, const struct pair *pair,
+                            const struct backward_room *room, int64_t turn, int64_t query0, int64_t padded)
+{
     struct block block = {.query0 = query0, .vectors = padded / GROUP};
     for (; block.key0 < query0 + padded; block.key0 += B_KEYS) {
         block.n = at_most(query0 + padded - block.key0, B_KEYS);
-        block.fresh = turn % b->group == 0 && block.key0 >= query0;
+        block.fresh = pair->whole && turn % b->group == 0 && block.key0 >= query0;
         backward_scores(b, pair, room, &block);
         if (b->shared)
             turn_wait(pair, turn, block.key0 / B_KEYS);
@@ -332,10 +368,32 @@ static void backward_turn(const struct backward *b, const struct pair *pair, con
             atomic_store_explicit(pair->key_blocks_done + turn, (int32_t)(block.key0 / B_KEYS) + 1,
                                   memory_order_release);
     }
-    if (b->shared) /* later turns have more key blocks than this */
-        atomic_store_explicit(pair->key_blocks_done + turn, INT32_MAX, memory_order_release);
-    for (int64_t i = 0; i < n; i++)
-        store_row((char *)row_at(&dq, query0 + i), room->dq + i * b->lanes, b->shape->scale, dq.n, b->dtype);
+    if (!b->shared)
+        return;
+    if (!pair->whole) /* the turn before may have had more keys, and then the next waits for both */
+        turn_wait(pair, turn, INT32_MAX - 1);
+    atomic_store_explicit(pair->key_blocks_done + turn, INT32_MAX, memory_order_release);
+}
+
+static void backward_turn(const struct backward *b, const struct pair *pair, const struct backward_room *room,
+                          int64_t turn)
+{
+    int64_t first, s = turn_segment(b, pair, turn, &first), heads = b->shape->q_heads;
+    int64_t head = pair->kv * b->group + turn % b->group;
+    struct rows q = query_rows(b->qs, b->shape, &b->segments, s, head, b->dtype);
+    struct rows dout = query_rows(b->dout, b->shape, &b->segments, s, head, b->dtype);
+    struct rows out = query_rows(b->out, b->shape, &b->segments, s, head, b->dtype);
+    struct rows dq = query_rows(b->dqs, b->shape, &b->segments, s, head, b->dtype);
+    int64_t n = at_most(q.count - first, B_QUERIES), padded = round_up(n, GROUP);
+    pack_transposed(room->query, B_QUERIES, &q, first, padded, b->depth);
+    pack_transposed(room->dout, B_QUERIES, &dout, first, padded, b->depth);
+    pack_pairs(room->query_pairs, b->lanes, &q, first, padded);
+    pack_pairs(room->dout_pairs, b->lanes, &dout, first, padded);
+    prefetch_rows(&dq, first, n, true);
+    backward_pack_scalars(b, room, &dout, &out, b->lse + b->segments.starts[s] * heads + head, first, padded);
+    backward_blocks(b, pair, room, turn, place_of(&b->segments, s).ahead + first, padded);
+    for (int64_t i = at_least(dq.begin - first, 0); i < n; i++)
+        store_row((char *)row_at(&dq, first + i), room->dq + i * b->lanes, b->shape->scale, dq.n, b->dtype);
 }
 
 /* The pair's packed operands, and its counters. */
@@ -345,15 +403,18 @@ static void pair_begin(const struct backward *b, const struct pair *pair)
     pack_rows(pair->keys, b->width, &pair->k, 0, padded);
     pack_rows(pair->values, b->width, &pair->v, 0, padded);
     pack_pairs(pair->key_pairs, b->lanes, &pair->k, 0, padded);
+    if (!pair->whole) {
+        memset(pair->dk, 0, (size_t)(padded * b->lanes) * sizeof(float));
+        memset(pair->dv, 0, (size_t)(padded * b->lanes) * sizeof(float));
+    }
     for (int64_t turn = 0; b->shared && turn < pair->turns; turn++)
         atomic_init(pair->key_blocks_done + turn, 0);
 }
 
 static void pair_end(const struct backward *b, const struct pair *pair)
 {
-    int64_t kv_heads = b->shape->kv_heads;
-    struct rows dk = head_rows(b->dks, b->shape, b->starts, pair->s, pair->kv, kv_heads, b->dtype);
-    struct rows dv = head_rows(b->dvs, b->shape, b->starts, pair->s, pair->kv, kv_heads, b->dtype);
+    struct rows dk = key_rows(b->dks, b->shape, pair->family, pair->kv, b->dtype);
+    struct rows dv = key_rows(b->dvs, b->shape, pair->family, pair->kv, b->dtype);
     for (int64_t i = 0; i < dk.count; i++) {
         store_row((char *)row_at(&dk, i), pair->dk + i * b->lanes, b->shape->scale, dk.n, b->dtype);
         store_row((char *)row_at(&dv, i), pair->dv + i * b->lanes, 1, dv.n, b->dtype);
@@ -380,9 +441,8 @@ static void backward_run_shared(const struct backward *b, const struct backward_
         struct pair pair = backward_pair(b, i, i);
         pair_begin(b, &pair);
     }
-    int64_t turns = blocks_of(b->shape->longest, B_QUERIES) * b->group;
 #pragma omp for schedule(monotonic : dynamic)
-    for (int64_t i = 0; i < turns * b->pairs; i++) {
+    for (int64_t i = 0; i < b->turns * b->pairs; i++) {
         struct pair pair = backward_pair(b, i % b->pairs, i % b->pairs);
         if (i / b->pairs < pair.turns)
             backward_turn(b, &pair, room, i / b->pairs);
@@ -394,10 +454,24 @@ static void backward_run_shared(const struct backward *b, const struct backward_
     }
 }
 
+/* Keys that nobody sees: after the last sequence, or, where keys have rows of their own, anywhere. */
+static void backward_zero_keys(const struct backward *b, void *rows, int64_t row_bytes)
+{
+    if (b->segments.keys)
+        memset(rows, 0, (size_t)(b->shape->key_rows * row_bytes));
+    else
+        zero_padding(rows, b->shape, b->segments.starts, row_bytes);
+}
+
 static void backward_run(struct backward *b, void *scratch, int threads)
 {
     const struct attention_shape *s = b->shape;
+    int64_t row_bytes = s->head_dim * (int64_t)dtype_bytes(b->dtype);
     backward_layout(b, (uintptr_t)scratch, threads);
+    backward_list_pairs(b, threads);
+    zero_padding(b->dqs, s, b->segments.starts, s->q_heads * row_bytes);
+    backward_zero_keys(b, b->dks, s->kv_heads * row_bytes);
+    backward_zero_keys(b, b->dvs, s->kv_heads * row_bytes);
 #pragma omp parallel num_threads(threads)
     {
         struct backward_room room;
@@ -407,8 +481,4 @@ static void backward_run(struct backward *b, void *scratch, int threads)
         else
             backward_run_owned(b, &room);
     }
-    int64_t row_bytes = s->head_dim * (int64_t)dtype_bytes(b->dtype);
-    zero_padding(b->dqs, s, b->starts, s->q_heads * row_bytes);
-    zero_padding(b->dks, s, b->starts, s->kv_heads * row_bytes);
-    zero_padding(b->dvs, s, b->starts, s->kv_heads * row_bytes);
 }

@@ -32,16 +32,15 @@ size_t FAST(attention_forward_scratch)(const struct attention_shape *shape, enum
 }
 
 void FAST(attention_forward)(struct queue *q, void *out, float *lse, const void *qs, const void *ks,
-                             const void *vs, const int32_t *starts, const struct attention_shape *shape,
-                             enum dtype dtype, void *scratch)
+                             const void *vs, const int32_t *starts, const struct attention_keys *keys,
+                             const struct attention_shape *shape, enum dtype dtype, void *scratch)
 {
     if (is_elsewhere(dtype)) {
-        attention_forward_avx512(q, out, lse, qs, ks, vs, starts, shape, dtype, scratch);
+        attention_forward_avx512(q, out, lse, qs, ks, vs, starts, keys, shape, dtype, scratch);
         return;
     }
-    struct forward f = {
-        .shape = shape, .starts = starts, .qs = qs, .ks = ks, .vs = vs, .out = out, .lse = lse};
-    f.dtype = dtype;
+    struct forward f = {.shape = shape, .segments = {starts, keys, shape->sequences}, .dtype = dtype};
+    f.qs = qs, f.ks = ks, f.vs = vs, f.out = out, f.lse = lse;
     forward_run(&f, scratch, (int)at_most(q->threads, threads_max()));
 }
 
@@ -55,15 +54,16 @@ size_t FAST(attention_backward_scratch)(const struct attention_shape *shape, enu
 
 void FAST(attention_backward)(struct queue *q, void *dqs, void *dks, void *dvs, const void *dout,
                               const void *out, const float *lse, const void *qs, const void *ks,
-                              const void *vs, const int32_t *starts, const struct attention_shape *shape,
-                              enum dtype dtype, void *scratch)
+                              const void *vs, const int32_t *starts, const struct attention_keys *keys,
+                              const struct attention_shape *shape, enum dtype dtype, void *scratch)
 {
     if (is_elsewhere(dtype)) {
-        attention_backward_avx512(q, dqs, dks, dvs, dout, out, lse, qs, ks, vs, starts, shape, dtype,
+        attention_backward_avx512(q, dqs, dks, dvs, dout, out, lse, qs, ks, vs, starts, keys, shape, dtype,
                                   scratch);
         return;
     }
-    struct backward b = {.shape = shape, .starts = starts, .dqs = dqs, .dks = dks, .dvs = dvs, .dout = dout};
+    struct backward b = {.shape = shape, .segments = {starts, keys, shape->sequences}};
+    b.dqs = dqs, b.dks = dks, b.dvs = dvs, b.dout = dout;
     b.out = out, b.lse = lse, b.qs = qs, b.ks = ks, b.vs = vs, b.dtype = dtype;
     backward_run(&b, scratch, (int)at_most(q->threads, threads_max()));
 }

@@ -25,6 +25,9 @@ struct problem {
 };
 
 static const int32_t starts[] = {0, 1, 6, 17}; /* of T = 20 rows; three are padding */
+/* Segments of the same rows: the second and third share keys; nobody sees keys 0, 1, 6, 7 and from 20 on. */
+static const struct attention_keys segment_keys[] = {{2, 4}, {8, 12}, {8, 11}};
+enum { KEY_ROWS = 23 };
 static const int32_t labels[] = {3, -100, 0, 28, -1, 3, 7, 7, 12, -100};
 static const int32_t tokens[] = {4, 0, 4, 2, 4, 6, 1};
 static const int32_t positions[] = {0, 1, 2, 0, 1, 9};
@@ -160,22 +163,28 @@ static void rope_run(const struct problem *p, struct queue *q, const struct kern
     free(sines);
 }
 
-/* Attention: sizes T, query heads, key/value heads, head_dim */
-static void attend(const struct problem *p, double *const in[INPUTS], double *out, int64_t first, int64_t t,
-                   int64_t h)
+/* Attention: sizes T, query heads, key/value heads, head_dim; its keys have rows of their own, in segments,
+ * or the queries' */
+static bool segmented(const struct problem *p)
+{
+    return p->in_count[1] == KEY_ROWS * p->size[2] * p->size[3];
+}
+
+static void attend(const struct problem *p, double *const in[INPUTS], double *out, int64_t first,
+                   int64_t count, int64_t t, int64_t h)
 {
     int64_t heads = p->size[1], kvs = p->size[2], D = p->size[3], kv = h / (heads / kvs);
     double weight[64], total = 0;
-    for (int64_t j = first; j <= t; j++) {
+    for (int64_t j = 0; j < count; j++) {
         double score = 0;
         for (int64_t i = 0; i < D; i++)
-            score += in[0][(t * heads + h) * D + i] * in[1][(j * kvs + kv) * D + i];
+            score += in[0][(t * heads + h) * D + i] * in[1][((first + j) * kvs + kv) * D + i];
         weight[j] = exp(score / sqrt((double)D));
         total += weight[j];
     }
-    for (int64_t j = first; j <= t; j++)
+    for (int64_t j = 0; j < count; j++)
         for (int64_t i = 0; i < D; i++)
-            out[(t * heads + h) * D + i] += weight[j] / total * in[2][(j * kvs + kv) * D + i];
+            out[(t * heads + h) * D + i] += weight[j] / total * in[2][((first + j) * kvs + kv) * D + i];
 }
 
 static void attention_forward(const struct problem *p, double *const in[INPUTS], double *out)
@@ -184,15 +193,21 @@ static void attention_forward(const struct problem *p, double *const in[INPUTS],
     for (int s = 0; s < 3; s++)
         for (int64_t t = starts[s]; t < starts[s + 1]; t++)
             for (int64_t h = 0; h < p->size[1]; h++)
-                attend(p, in, out, starts[s], t, h);
+                if (segmented(p))
+                    attend(p, in, out, segment_keys[s].first, segment_keys[s].count - (starts[s + 1] - 1 - t),
+                           t, h);
+                else
+                    attend(p, in, out, starts[s], t - starts[s] + 1, t, h);
 }
 
 static void attention_run(const struct problem *p, struct queue *q, const struct kernels *k, enum dtype dtype,
                           void *const in[INPUTS], const void *dout, void *out, void *din[INPUTS])
 {
+    const struct attention_keys *keys = segmented(p) ? segment_keys : NULL;
     struct attention_shape shape = {.tokens = p->size[0],
+                                    .key_rows = keys ? KEY_ROWS : p->size[0],
                                     .sequences = 3,
-                                    .longest = 11,
+                                    .longest = 12,
                                     .q_heads = (int32_t)p->size[1],
                                     .kv_heads = (int32_t)p->size[2],
                                     .head_dim = (int32_t)p->size[3],
@@ -200,9 +215,9 @@ static void attention_run(const struct problem *p, struct queue *q, const struct
     float *lse = rig_array(p->size[0] * p->size[1] * 4);
     void *scratch = rig_array((int64_t)(k->attention_forward_scratch(&shape, dtype) +
                                         k->attention_backward_scratch(&shape, dtype)));
-    k->attention_forward(q, out, lse, in[0], in[1], in[2], starts, &shape, dtype, scratch);
-    k->attention_backward(q, din[0], din[1], din[2], dout, out, lse, in[0], in[1], in[2], starts, &shape,
-                          dtype, scratch);
+    k->attention_forward(q, out, lse, in[0], in[1], in[2], starts, keys, &shape, dtype, scratch);
+    k->attention_backward(q, din[0], din[1], din[2], dout, out, lse, in[0], in[1], in[2], starts, keys,
+                          &shape, dtype, scratch);
     free(lse);
     free(scratch);
 }
@@ -313,6 +328,13 @@ static const struct problem problems[] = {
      .size = {20, 2, 2, 10},
      .in_count = {20 * 2 * 10, 20 * 2 * 10, 20 * 2 * 10},
      .out_count = 20 * 2 * 10,
+     .bf16_of_largest = 0x1p-6},
+    {.name = "attention, segments",
+     .forward = attention_forward,
+     .run = attention_run,
+     .size = {20, 4, 2, 16},
+     .in_count = {20 * 4 * 16, KEY_ROWS * 2 * 16, KEY_ROWS * 2 * 16},
+     .out_count = 20 * 4 * 16,
      .bf16_of_largest = 0x1p-6},
     {.name = "swiglu",
      .forward = swiglu_forward,

@@ -166,6 +166,7 @@ static void run_attention(struct run *r, const struct shape *s) /* T, q_heads, k
     memcpy(sequences, starts, sizeof starts);
     sequences[6] = (int32_t)(T - 5);
     struct attention_shape shape = {.tokens = T,
+                                    .key_rows = T,
                                     .sequences = 6,
                                     .longest = T - 155 > 65 ? T - 155 : 65,
                                     .q_heads = (int32_t)heads,
@@ -175,11 +176,11 @@ static void run_attention(struct run *r, const struct shape *s) /* T, q_heads, k
     void *qs = input(r, T * heads * D), *ks = input(r, T * kv * D), *vs = input(r, T * kv * D);
     void *out = output(r, T * heads * D, r->dtype), *dout = input(r, T * heads * D);
     float *lse = keep(rig_array(T * heads * 4));
-    r->k->attention_forward(r->q, out, lse, qs, ks, vs, sequences, &shape, r->dtype,
+    r->k->attention_forward(r->q, out, lse, qs, ks, vs, sequences, NULL, &shape, r->dtype,
                             scratch(r->k->attention_forward_scratch(&shape, r->dtype)));
     void *dq = output(r, T * heads * D, r->dtype), *dk = output(r, T * kv * D, r->dtype);
     r->k->attention_backward(r->q, dq, dk, output(r, T * kv * D, r->dtype), dout, out, lse, qs, ks, vs,
-                             sequences, &shape, r->dtype,
+                             sequences, NULL, &shape, r->dtype,
                              scratch(r->k->attention_backward_scratch(&shape, r->dtype)));
 }
 
