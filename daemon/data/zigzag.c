@@ -31,12 +31,14 @@ static void take_chunk(struct micro_batch *mine, int64_t at, const struct micro_
     }
 }
 
-static void add_segment(struct zigzag *zigzag, int64_t queries, int64_t key_first, int64_t key_count)
+static void add_segment(struct micro_batch *mine, struct zigzag *zigzag, int64_t queries, int64_t key_first,
+                        int64_t key_count)
 {
-    int64_t s = zigzag->segments++;
-    zigzag->q_starts[s + 1] = zigzag->q_starts[s] + (int32_t)queries;
-    zigzag->key_first[s] = (int32_t)key_first;
-    zigzag->key_count[s] = (int32_t)key_count;
+    int64_t s = mine->sequences++;
+    mine->starts[s + 1] = mine->starts[s] + (int32_t)queries;
+    mine->longest = key_count > mine->longest ? key_count : mine->longest;
+    zigzag->seen[s][0] = (int32_t)key_first;
+    zigzag->seen[s][1] = (int32_t)key_count;
 }
 
 /* Where the gathered rows of one sequence's chunks belong: chunk j is the first of rank j's two, or the
@@ -62,8 +64,8 @@ void zigzag_cut(struct micro_batch *mine, struct zigzag *zigzag, const struct mi
     rows = divide_up(rows, BATCH_ROW_MULTIPLE) * BATCH_ROW_MULTIPLE;
     mine->rows = rows;
     mine->sequences = mine->longest = mine->labelled = mine->tokens_used = 0;
-    zigzag->keys = zigzag->segments = 0;
-    zigzag->q_starts[0] = 0;
+    zigzag->keys = 0;
+    mine->starts[0] = 0;
     for (int64_t i = 0; i < c * rows; i++)
         zigzag->to[i] = -1;
     for (int64_t s = 0; s < whole->sequences; s++) {
@@ -71,8 +73,8 @@ void zigzag_cut(struct micro_batch *mine, struct zigzag *zigzag, const struct mi
         int64_t chunk = divide_up(length, 2 * c), other = 2 * c - 1 - rank, key_first = zigzag->keys;
         take_chunk(mine, at, whole, start, length, rank * chunk, chunk);
         take_chunk(mine, at + chunk, whole, start, length, other * chunk, chunk);
-        add_segment(zigzag, chunk, key_first, (rank + 1) * chunk);
-        add_segment(zigzag, chunk, key_first, (other + 1) * chunk);
+        add_segment(mine, zigzag, chunk, key_first, (rank + 1) * chunk);
+        add_segment(mine, zigzag, chunk, key_first, (other + 1) * chunk);
         place_keys(zigzag, at, chunk, rows, c);
         at += 2 * chunk;
     }

@@ -14,10 +14,8 @@
 struct zigzag {         /* host arrays of the caller's, with room for zigzag_bounds */
     int32_t *from;      /* [keys]: which row of the gathered c * rows holds key r */
     int32_t *to;        /* [c * rows]: which key a gathered row is; -1: padding at the end of a rank's rows */
-    int32_t *q_starts;  /* [segments + 1]: queries q_starts[s] … of segment s */
-    int32_t *key_first; /* [segments] */
-    int32_t *key_count; /* [segments]: as the segment's last query sees them */
-    int64_t keys, segments;
+    int32_t (*seen)[2]; /* [segments]: the first key, and the count of those that the last query sees */
+    int64_t keys;
 };
 
 struct zigzag_bounds {
@@ -29,7 +27,8 @@ struct zigzag_bounds {
 /* No micro-batch within `whole` needs more on c ranks. */
 struct zigzag_bounds zigzag_bounds(const struct batch_bounds *whole, int32_t c);
 
-/* mine: the rows that `rank` of c takes of whole, labelled counts its own; mine->starts, longest and
- * sequences say nothing and are 0. c = 1 is allowed. An absent whole gives an absent part. */
+/* mine: the rows that `rank` of c takes of whole. mine->starts (room for segments + 1) and sequences are of
+ * its chunks, longest is the most keys of one, labelled and tokens_used count its own. c = 1 is allowed. An
+ * absent whole gives an absent part. */
 void zigzag_cut(struct micro_batch *mine, struct zigzag *zigzag, const struct micro_batch *whole, int32_t c,
                 int32_t rank);

@@ -11,9 +11,8 @@ static void lay(struct feed *feed)
         [FEED_TOKENS] = b->rows,
         [FEED_LABELS] = b->rows,
         [FEED_POSITIONS] = b->rows,
-        [FEED_Q_STARTS] = b->segments + 1,
-        [FEED_KEY_FIRST] = b->segments,
-        [FEED_KEY_COUNT] = b->segments,
+        [FEED_STARTS] = b->segments + 1,
+        [FEED_SEEN] = feed->c > 1 ? 2 * b->segments : 0,
         [FEED_KEY_FROM] = feed->c > 1 ? b->keys : 0,
         [FEED_KEY_TO] = feed->c > 1 ? feed->c * b->rows : 0,
     };
@@ -35,6 +34,8 @@ bool feed_init(struct feed *feed, struct device *device, const struct batch_boun
     most.sequences = most.sequences < 1 ? 1 : most.sequences;
     *feed = (struct feed){
         .device = device, .c = groups->layout.c, .place = groups->place.c, .longest = most.longest};
+    if (feed->c > 1) /* as zigzag_cut pads it */
+        feed->longest += 2 * feed->c - 1;
     feed->bounds = feed->c > 1 ? zigzag_bounds(&most, feed->c)
                                : (struct zigzag_bounds){most.rows, most.rows, most.sequences};
     lay(feed);
@@ -54,10 +55,9 @@ bool feed_init(struct feed *feed, struct device *device, const struct batch_boun
                                        .starts = ints + 3 * most.rows};
     feed->part = (struct micro_batch){.tokens = host + feed->offset[FEED_TOKENS],
                                       .labels = host + feed->offset[FEED_LABELS],
-                                      .positions = host + feed->offset[FEED_POSITIONS]};
-    feed->zigzag = (struct zigzag){.q_starts = host + feed->offset[FEED_Q_STARTS],
-                                   .key_first = host + feed->offset[FEED_KEY_FIRST],
-                                   .key_count = host + feed->offset[FEED_KEY_COUNT],
+                                      .positions = host + feed->offset[FEED_POSITIONS],
+                                      .starts = host + feed->offset[FEED_STARTS]};
+    feed->zigzag = (struct zigzag){.seen = (int32_t(*)[2])(void *)(host + feed->offset[FEED_SEEN]),
                                    .from = host + feed->offset[FEED_KEY_FROM],
                                    .to = host + feed->offset[FEED_KEY_TO]};
     return true;
@@ -72,27 +72,17 @@ void feed_done(struct feed *feed)
     *feed = (struct feed){0};
 }
 
-/* One rank alone has the micro-batch as it is: each sequence's queries see its own keys. */
+/* One rank alone has the micro-batch as it is. */
 static void take_whole(struct feed *feed)
 {
-    struct micro_batch *part = &feed->part;
+    struct micro_batch *part = &feed->part, at = *part;
     const struct micro_batch *whole = &feed->whole;
-    struct zigzag *zigzag = &feed->zigzag;
     size_t bytes = (size_t)whole->rows * sizeof(int32_t);
-    memcpy(part->tokens, whole->tokens, bytes);
-    memcpy(part->labels, whole->labels, bytes);
-    memcpy(part->positions, whole->positions, bytes);
-    part->rows = whole->rows;
-    part->labelled = whole->labelled;
-    part->tokens_used = whole->tokens_used;
-    zigzag->segments = whole->sequences;
-    zigzag->keys = whole->rows;
-    zigzag->q_starts[0] = 0;
-    for (int64_t s = 0; s < whole->sequences; s++) {
-        zigzag->q_starts[s + 1] = whole->starts[s + 1];
-        zigzag->key_first[s] = whole->starts[s];
-        zigzag->key_count[s] = whole->starts[s + 1] - whole->starts[s];
-    }
+    *part = *whole;
+    part->tokens = memcpy(at.tokens, whole->tokens, bytes);
+    part->labels = memcpy(at.labels, whole->labels, bytes);
+    part->positions = memcpy(at.positions, whole->positions, bytes);
+    part->starts = memcpy(at.starts, whole->starts, (size_t)(whole->sequences + 1) * sizeof(int32_t));
 }
 
 static void pad_absent(struct feed *feed)
@@ -125,18 +115,22 @@ struct batch feed_send(struct feed *feed, struct loader *loader, const struct ba
         take_whole(feed);
     if (feed->part.rows == 0)
         pad_absent(feed);
-    const struct zigzag *z = &feed->zigzag;
-    int64_t rows = feed->part.rows;
-    return (struct batch){.tokens = rows,
-                          .sequences = z->segments,
-                          .longest = feed->whole.longest,
-                          .used_tokens = feed->part.tokens_used,
-                          .labelled = feed->part.labelled,
-                          .keys = z->keys,
+    const struct micro_batch *part = &feed->part;
+    int64_t rows = part->rows, keys = feed->c > 1 ? feed->zigzag.keys : rows;
+    struct batch batch = {.tokens = rows,
+                          .sequences = part->sequences,
+                          .longest = part->longest,
+                          .used_tokens = part->tokens_used,
+                          .labelled = part->labelled,
                           .token_ids = send(feed, FEED_TOKENS, rows),
                           .labels = send(feed, FEED_LABELS, rows),
                           .positions = send(feed, FEED_POSITIONS, rows),
-                          .starts = send(feed, FEED_Q_STARTS, z->segments + 1),
-                          .key_from = send(feed, FEED_KEY_FROM, feed->c > 1 ? z->keys : 0),
-                          .key_to = send(feed, FEED_KEY_TO, feed->c > 1 ? feed->c * rows : 0)};
+                          .starts = send(feed, FEED_STARTS, part->sequences + 1),
+                          .keys = keys};
+    if (feed->c > 1) {
+        batch.seen = (const void *)send(feed, FEED_SEEN, 2 * part->sequences);
+        batch.key_from = send(feed, FEED_KEY_FROM, keys);
+        batch.key_to = send(feed, FEED_KEY_TO, feed->c * rows);
+    }
+    return batch;
 }

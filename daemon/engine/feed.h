@@ -12,9 +12,8 @@ enum feed_array {
     FEED_TOKENS,
     FEED_LABELS,
     FEED_POSITIONS,
-    FEED_Q_STARTS,
-    FEED_KEY_FIRST,
-    FEED_KEY_COUNT,
+    FEED_STARTS,
+    FEED_SEEN,
     FEED_KEY_FROM,
     FEED_KEY_TO,
     FEED_ARRAYS

@@ -32,6 +32,8 @@ struct batch {
     /* Under context parallelism the rows are this rank's part, and keys come from all c ranks
      * (ops_context.c). */
     int64_t keys;
+    const struct attention_keys
+        *seen;               /* [sequences], which are this rank's chunks: the keys that each sees */
     const int32_t *key_from; /* [keys]: which row of the gathered [c][T] it is */
     const int32_t *key_to;   /* [c * T]: which key a gathered row is; -1: none */
 };

@@ -26,7 +26,7 @@ static void room_open(struct room *room)
 
 struct cut {
     struct room room;
-    int32_t ints[5][ROOM];
+    int32_t from[ROOM], to[ROOM], seen[2 * SEQUENCES_MAX][2];
     struct zigzag zigzag;
 };
 
@@ -60,11 +60,7 @@ static void cut_all(int32_t c)
     for (int32_t rank = 0; rank < c; rank++) {
         struct cut *cut = &cuts[rank];
         room_open(&cut->room);
-        cut->zigzag = (struct zigzag){.from = cut->ints[0],
-                                      .to = cut->ints[1],
-                                      .q_starts = cut->ints[2],
-                                      .key_first = cut->ints[3],
-                                      .key_count = cut->ints[4]};
+        cut->zigzag = (struct zigzag){.from = cut->from, .to = cut->to, .seen = cut->seen};
         zigzag_cut(&cut->room.batch, &cut->zigzag, &whole.batch, c, rank);
     }
 }
@@ -121,11 +117,13 @@ static void check_segments(int32_t c)
     for (int32_t rank = 0; rank < c; rank++) {
         const struct cut *cut = &cuts[rank];
         const struct zigzag *z = &cut->zigzag;
+        const int32_t *starts = cut->room.batch.starts;
         int32_t covered = 0;
-        for (int64_t s = 0; s < z->segments; s++) {
-            int32_t queries = z->q_starts[s + 1] - z->q_starts[s];
+        for (int64_t s = 0; s < cut->room.batch.sequences; s++) {
+            int32_t queries = starts[s + 1] - starts[s];
             for (int32_t i = 0; i < queries; i++)
-                check_sight(cut, c, z->q_starts[s] + i, z->key_first[s], z->key_count[s] - queries + i + 1);
+                check_sight(cut, c, starts[s] + i, z->seen[s][0], z->seen[s][1] - queries + i + 1);
+            assert_true(z->seen[s][1] <= cut->room.batch.longest);
             covered += queries;
         }
         for (int64_t r = covered; r < cut->room.batch.rows; r++)
@@ -145,7 +143,7 @@ static void check_bounds(int32_t c)
     struct zigzag_bounds most = zigzag_bounds(&bounds, c);
     assert_true(cuts[0].room.batch.rows <= most.rows);
     assert_true(cuts[0].zigzag.keys <= most.keys);
-    assert_true(cuts[0].zigzag.segments <= most.segments);
+    assert_true(cuts[0].room.batch.sequences <= most.segments);
 }
 
 static void test_cuts(void **state)
