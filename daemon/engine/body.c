@@ -34,6 +34,7 @@ static bool make_parts(struct engine *engine, struct body *body, const struct mo
 {
     if (!model_init(&body->model, config, policy->compute, engine->options.recompute, engine->device, err))
         return false;
+    body->model.context = (struct tape_place){engine->groups.layout.c, engine->groups.place.c};
     struct shard_options options = engine_shard_options(engine, policy, 1);
     struct optimizer_unit_plan *units = calloc((size_t)body->model.params.unit_count, sizeof *units);
     INVARIANT(units != NULL);
