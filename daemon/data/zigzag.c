@@ -1,6 +1,7 @@
 #include "zigzag.h"
 
 #include "err.h"
+#include "inject.h"
 
 static int64_t divide_up(int64_t a, int64_t b)
 {
@@ -26,7 +27,11 @@ static void take_chunk(struct micro_batch *mine, int64_t at, const struct micro_
         mine->tokens[at + i] = there ? whole->tokens[start + t] : 0;
         mine->labels[at + i] = there ? whole->labels[start + t] : -1;
         mine->positions[at + i] = there ? whole->positions[start + t] : 0;
-        mine->labelled += there && whole->labels[start + t] >= 0;
+        if (inject("labels-shifted-after-the-cut") && i + 1 == count)
+            mine->labels[at + i] = -1;
+        if (inject("local-positions"))
+            mine->positions[at + i] = (int32_t)i;
+        mine->labelled += mine->labels[at + i] >= 0;
         mine->tokens_used += there;
     }
 }
@@ -71,6 +76,8 @@ void zigzag_cut(struct micro_batch *mine, struct zigzag *zigzag, const struct mi
     for (int64_t s = 0; s < whole->sequences; s++) {
         int64_t start = whole->starts[s], length = whole->starts[s + 1] - start;
         int64_t chunk = divide_up(length, 2 * c), other = 2 * c - 1 - rank, key_first = zigzag->keys;
+        if (inject("chunks-in-order"))
+            other = c + rank;
         take_chunk(mine, at, whole, start, length, rank * chunk, chunk);
         take_chunk(mine, at + chunk, whole, start, length, other * chunk, chunk);
         add_segment(mine, zigzag, chunk, key_first, (rank + 1) * chunk);

@@ -57,23 +57,35 @@ static int64_t gather_pass(const struct shard *shard, bool tied, int32_t *holds)
     return bytes;
 }
 
-void plan_traffic(const struct shard *shard, bool tied, int64_t micro_batches, int64_t *gather_bytes,
-                  int64_t *reduce_bytes)
+/* Each layer gathers K and V forward and again back, and exchanges both gradients; recompute gathers once
+ * more, but for the last layer (ops_attention.c). */
+static int64_t context_bytes(const struct model *model, int64_t rows)
 {
+    const struct model_config *config = &model->config;
+    int64_t passes = config->layers * 6 + (model->recompute ? 2 * (config->layers - 1) : 0);
+    return passes * rows * config->kv_heads * config->head_dim * (int64_t)dtype_bytes(model->compute) *
+           (model->context.ranks - 1);
+}
+
+struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows)
+{
+    const struct shard *shard = &body->shard;
+    bool tied = body->model.config.tied;
+    struct plan_traffic traffic = {.context_bytes = context_bytes(&body->model, rows)};
     int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
     INVARIANT(holds != NULL);
     memset(holds, 0xff, (size_t)shard->buffer_count * sizeof *holds); /* -1: an update has changed all */
-    *gather_bytes = *reduce_bytes = 0;
     if (micro_batches > 0)
-        *gather_bytes = gather_pass(shard, tied, holds);
+        traffic.gather_bytes = gather_pass(shard, tied, holds);
     if (micro_batches > 1) /* all but the first begin as the second does */
-        *gather_bytes += (micro_batches - 1) * gather_pass(shard, tied, holds);
+        traffic.gather_bytes += (micro_batches - 1) * gather_pass(shard, tied, holds);
     free(holds);
     bool at_the_end = shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
     for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++)
-        *reduce_bytes += shard->units[u].shard_elements * (int64_t)dtype_bytes(shard->options.reduce) *
-                         (shard->comm->ranks - 1) * (u == 0 && tied ? 2 : 1) *
-                         (at_the_end ? 1 : micro_batches);
+        traffic.reduce_bytes += shard->units[u].shard_elements * (int64_t)dtype_bytes(shard->options.reduce) *
+                                (shard->comm->ranks - 1) * (u == 0 && tied ? 2 : 1) *
+                                (at_the_end ? 1 : micro_batches);
+    return traffic;
 }
 
 /* ---- the plan ---- */
@@ -119,9 +131,8 @@ static void describe(struct plan *plan, const struct engine *engine)
     const struct recipe *recipe = &engine->run.recipe;
     plan->steps = recipe->steps >= 0 ? recipe->steps : recipe->epochs * source->order.steps_per_epoch;
     plan->micro_batches = engine->run.workspace.groups;
-    plan->micro_batch_tokens = engine->run.workspace.bounds.rows;
-    plan_traffic(&body->shard, body->model.config.tied, plan->micro_batches, &plan->gather_bytes,
-                 &plan->reduce_bytes);
+    plan->micro_batch_tokens = engine->run.workspace.feed.bounds.rows;
+    plan->traffic = plan_traffic(body, plan->micro_batches, plan->micro_batches * plan->micro_batch_tokens);
 }
 
 /* Every rank's, of which the fullest counts. */

@@ -10,6 +10,12 @@
 
 enum { PLAN_KINDS = 24 };
 
+/* What one rank sends in a step. */
+struct plan_traffic {
+    int64_t gather_bytes, reduce_bytes; /* weights; gradients */
+    int64_t context_bytes;              /* keys and values, and their gradients */
+};
+
 struct plan {
     char model[LIMIT_NAME_BYTES];
     int64_t parameters;
@@ -20,9 +26,9 @@ struct plan {
     int32_t count;
     int64_t bytes; /* the sum of the rows: of the fullest rank */
     int64_t there; /* for each rank of this host; -1: planned for other machines */
-    /* Of a run; 0 without one. Bytes are what one rank sends in a step. */
-    int64_t steps, micro_batches, micro_batch_tokens; /* micro-batches of a rank in a step */
-    int64_t gather_bytes, reduce_bytes;
+    /* Of a run; 0 without one. */
+    int64_t steps, micro_batches, micro_batch_tokens; /* micro-batches of a rank in a step; its rows of one */
+    struct plan_traffic traffic;
 };
 
 /* Collective. path: a model's folder or config.json. recipe: NULL for none. engine: zeroed; it is done with
@@ -31,6 +37,5 @@ bool plan_make(struct plan *plan, struct engine *engine, const struct engine_opt
                struct comm *comm, struct device *device, const char *path, const struct recipe *recipe,
                struct err *err) MUST_USE;
 
-/* What one rank sends in a step of so many micro-batches: weights gathered, gradients exchanged. */
-void plan_traffic(const struct shard *shard, bool tied, int64_t micro_batches, int64_t *gather_bytes,
-                  int64_t *reduce_bytes);
+/* Of a step of so many micro-batches, which have so many rows on this rank together, padding included. */
+struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows);

@@ -110,8 +110,8 @@ void *tape_scratch(struct tape *tape, size_t bytes, size_t *mark);
 void tape_product(struct tape *tape, void *out, const void *a, const void *b, int64_t m, int64_t n, int64_t k,
                   enum dtype out_dtype, unsigned flags);
 
-/* Keys or values in their sequences' order, [batch->keys][columns], from every rank's own [T][columns]: on the
- * gradient arena until the caller resets it, or `mine` itself where there is one rank. */
+/* Keys or values in their sequences' order, [batch->keys][columns], from every rank's own [T][columns]: on
+ * the gradient arena until the caller resets it, or `mine` itself where there is one rank. */
 const void *tape_keys(struct tape *tape, const void *mine, int64_t columns);
 /* mine [T][columns] = the sum over ranks of their gradients of these keys. Only where there are several. */
 void tape_keys_back(struct tape *tape, void *mine, const void *keys, int64_t columns);

@@ -116,6 +116,8 @@ void shard_reduce(struct shard *shard, int32_t unit, int32_t slot)
         float *whole = sum;
         sum = landing(shard, unit, slot, shard->received + shard->parts_bytes);
         sum_over_ranks(shard, unit, sum, whole, shard->present);
+        for (int64_t i = 0; inject("averaged-over-c") && i < n; i++)
+            sum[i] /= (float)shard->comm->ranks;
     }
     if (shard->options.lanes)
         add_in_tree(shard, &u->sums[slot], sum, true, n);

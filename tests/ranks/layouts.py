@@ -7,6 +7,7 @@ writes them.
 import array
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,29 @@ def accumulate_bf16():
         assert abs(loss - loss2) < 1e-2 * loss
 
 
+CONTEXT_LAYOUTS = ("c2", "d2c2", "c4", "c8", "d4c2", "d2c4")
+
+
+def ranks_of(layout):
+    return math.prod(int(count) for count in re.findall(r"[dtpc](\d+)", layout))
+
+
+def context(tied):
+    """Sequences cut over c ranks, which other ranks' keys reach; packed, short and absent micro-batches among them."""
+    one = run(f"context-{tied}-one", 1, tied=tied)
+    for layout in CONTEXT_LAYOUTS:
+        near(one, run(f"context-{tied}-{layout}", ranks_of(layout), layout=layout, tied=tied))
+    packed = {"micro": "max_tokens: 100", "batch": 5, "tied": tied}
+    near(run(f"context-{tied}-packed-one", 1, **packed), run(f"context-{tied}-packed", 4, layout="d2c2", zero=2, **packed))
+
+
+def context_lanes():
+    """Equal bits across d for the same c, with stop and resume on another d left to the plain case."""
+    narrow = run("context-lanes-d1", 2, layout="c2", lanes=4, policy="fp32-master")
+    same(narrow, run("context-lanes-d2", 4, layout="d2c2", lanes=4, policy="fp32-master"))
+    same(narrow, run("context-recomputed", 2, layout="c2", lanes=4, policy="fp32-master", recompute=1))
+
+
 def zero_stages():
     """Stage 2 keeps weights, which changes no bit; stage 1 adds micro-batches before ranks. Under lanes all three agree."""
     one = run("zero-one", 1)
@@ -213,7 +237,9 @@ def guarded():
 
 # Each bug, injected in builds with test hooks, and the case that must catch it.
 INJECTED = {"rank-left-out": "d_agree_tied", "tied-use-dropped": "d_agree_tied", "wire-bf16": "d_agree_untied",
-            "norm-counts-twice": "d_agree_tied", "leaves-misnumbered": "lanes_equal_bits_fp32_batch_above_L"}
+            "norm-counts-twice": "d_agree_tied", "leaves-misnumbered": "lanes_equal_bits_fp32_batch_above_L",
+            "labels-shifted-after-the-cut": "c_agrees_tied", "local-positions": "c_agrees_tied",
+            "chunks-in-order": "c_agrees_tied", "averaged-over-c": "c_agrees_tied"}
 
 
 def caught(bug):
@@ -224,7 +250,8 @@ def caught(bug):
     one = run(f"right-{bug}", 1, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy)
     os.environ["TRAINERD_INJECT"] = bug
     try:
-        wrong = run(f"wrong-{bug}", 2, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy)
+        wrong = run(f"wrong-{bug}", 2, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy,
+                    layout="c2" if INJECTED[bug].startswith("c_") else "")
     finally:
         del os.environ["TRAINERD_INJECT"]
     try:
@@ -249,6 +276,9 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "lanes_equal_bits_fp24_q8": quantized_policy,
          "lanes_stop_on_4_resume_on_1": stop_and_resume,
          "zero_stages_agree": zero_stages,
+         "c_agrees_tied": lambda: context("tied"),
+         "c_agrees_untied": lambda: context("untied"),
+         "c_lanes_equal_bits_across_d": context_lanes,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,

@@ -145,18 +145,20 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         describe(engine, steps);
     while (engine->state == STATE_RUNNING) {
         bool last = engine->run.k + 1 == engine->run.steps;
-        int64_t sent = engine->comm->wire->bytes_sent, gather, reduce;
+        const struct feed *feed = &engine->run.workspace.feed;
+        int64_t sent = engine->comm->wire->bytes_sent, rows = feed->rows_sent, batches = feed->batches_sent;
         run_advance(engine);
         sent = engine->comm->wire->bytes_sent - sent;
-        plan_traffic(&engine->body.shard, engine->body.model.config.tied, engine->run.workspace.groups,
-                     &gather, &reduce);
+        struct plan_traffic traffic =
+            plan_traffic(&engine->body, feed->batches_sent - batches, feed->rows_sent - rows);
+        int64_t planned = traffic.gather_bytes + traffic.reduce_bytes + traffic.context_bytes;
         if (first && !last)
             dump(engine, out, "gradient", true);
         first = false;
         if (steps)
             fprintf(steps, "step %lld %a %a %a %a %lld %lld %lld\n", (long long)engine->last.step,
                     engine->last.loss, engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
-                    (long long)engine->last.labelled_tokens, (long long)sent, (long long)(gather + reduce));
+                    (long long)engine->last.labelled_tokens, (long long)sent, (long long)planned);
         if (stop_at && engine->last.step == stop_at) {
             struct command_result result = {0};
             if (!engine_save(engine, "stopped", false, &result, &err))

@@ -206,6 +206,7 @@ void test_batch_init(struct test_batch *made, struct device *device, const int64
         .labels = on_device(device, made->labels, T),
         .positions = on_device(device, made->positions, T),
         .starts = on_device(device, made->starts, sequences + 1),
+        .keys = T,
     };
 }
 
