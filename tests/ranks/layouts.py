@@ -155,13 +155,20 @@ def quantized_policy():
     same(one, run("q8-2", 2, lanes=4, policy="fp24-q8"))
 
 
-def stop_and_resume():
-    whole = run("whole", 2, lanes=8, steps=6, batch=20)
-    first = run("stopped", 4, lanes=8, steps=6, batch=20, stop_at=3)
-    rest = run("resumed", 1, lanes=8, resume="stopped")
+def stop_and_resume(label, before, after, lanes=8):
+    """Each of before and after: ranks and what else run() takes. The whole run is made as the second half is."""
+    shutil.rmtree(f"{FOLDER}/checkpoints", ignore_errors=True)
+    whole = run(f"whole-{label}", **after, lanes=lanes, batch=20)
+    first = run(f"stopped-{label}", **before, lanes=lanes, batch=20, stop_at=3)
+    rest = run(f"resumed-{label}", **after, lanes=lanes, resume="stopped")
     assert first.steps + rest.steps == whole.steps, f"{first.steps} + {rest.steps} against {whole.steps}"
     for name, _ in whole.tensors:
         assert whole.weights[name].tobytes() == rest.weights[name].tobytes(), f"{name}: weight bits differ"
+
+
+def stop_and_resume_elsewhere():
+    stop_and_resume("zero", {"ranks": 4, "zero": 1}, {"ranks": 2, "zero": 2})
+    stop_and_resume("context", {"ranks": 4, "layout": "d2c2"}, {"ranks": 2, "layout": "c2", "zero": 1}, lanes=4)
 
 
 def recompute():
@@ -274,7 +281,8 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "lanes_equal_bits_bf16": lambda: lanes("bf16", "max_tokens: 64", 30),
          "lanes_equal_bits_bf16_sr": stochastic_policy,
          "lanes_equal_bits_fp24_q8": quantized_policy,
-         "lanes_stop_on_4_resume_on_1": stop_and_resume,
+         "lanes_stop_on_4_resume_on_1": lambda: stop_and_resume("d", {"ranks": 4}, {"ranks": 1}),
+         "lanes_stop_and_resume_on_other_zero_and_layout": stop_and_resume_elsewhere,
          "zero_stages_agree": zero_stages,
          "c_agrees_tied": lambda: context("tied"),
          "c_agrees_untied": lambda: context("untied"),
