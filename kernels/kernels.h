@@ -211,20 +211,21 @@ struct head_stats {
     /* Optimizer state: see state.h. */                                                                        \
     X(update,                                                                                                  \
       (K_QUEUE, struct update_measures * measures, const struct state_view *state, const void *gradient,       \
-       enum dtype gradient_dtype, int64_t n, int64_t index0, const struct update_scalars *scalars,             \
-       void *scratch),                                                                                         \
-      (q, measures, state, gradient, gradient_dtype, n, index0, scalars, scratch))                             \
+       enum dtype gradient_dtype, int64_t n, const struct index_map *map,                                      \
+       const struct update_scalars *scalars, void *scratch),                                                   \
+      (q, measures, state, gradient, gradient_dtype, n, map, scalars, scratch))                                \
     X(state_read, (K_QUEUE, float *values, const struct state_view *state, enum state_part part, int64_t n),   \
       (q, values, state, part, n))                                                                             \
     X(state_write,                                                                                             \
       (K_QUEUE, const struct state_view *state, enum state_part part, const float *values, int64_t n,          \
-       int64_t index0, uint64_t seed, uint64_t total_step),                                                    \
-      (q, state, part, values, n, index0, seed, total_step))                                                   \
+       const struct index_map *map, uint64_t seed, uint64_t total_step),                                       \
+      (q, state, part, values, n, map, seed, total_step))                                                      \
     X(weight_compute_copy,                                                                                     \
       (K_QUEUE, void *to, const struct state_view *state, int64_t n, enum dtype to_dtype),                     \
       (q, to, state, n, to_dtype))                                                                             \
-    X(init_normal, (K_QUEUE, float *values, int64_t n, int64_t index0, uint64_t seed, double deviation),       \
-      (q, values, n, index0, seed, deviation))
+    X(init_normal,                                                                                             \
+      (K_QUEUE, float *values, int64_t n, const struct index_map *map, uint64_t seed, double deviation),       \
+      (q, values, n, map, seed, deviation))
 
 /* Bytes of scratch a row wants for a shape; pure host arithmetic (it may make and keep a library's
  * primitive). */

@@ -64,6 +64,21 @@ struct state_view {
     enum dtype copy_dtype; /* fp32 or bf16 */
 };
 
+/* The global indices of a range's elements, on which random numbers depend. Element 0 has `index`; where run
+ * equals stride (0 will do), element i has index + i. Else the range is of a piece of columns of a matrix of
+ * `stride` columns: `run` of them side by side, row upon row, and the range begins at the piece's column
+ * `column`
+ * (< run). So flat element e of a piece whose first global index is `first` has first + e / run * stride + e
+ * % run. index_map.h computes it.
+ *
+ * A group of q8 is of 32 neighbours in a range, and has the bits of the whole tensor's only where it is one
+ * there: run, stride and the piece's first column are multiples of Q8_GROUP (the caller sees to it). A cut
+ * group would need the largest magnitude over its owners between the new moments and their codes
+ * (moment_write_q8). */
+struct index_map {
+    int64_t index, column, run, stride;
+};
+
 /* Formed in double once a step on the host, each rounded to fp32 once. t counts from 1. */
 struct update_scalars {
     float gradient_factor; /* clip coefficient over normalizer: g = gradient * factor */

@@ -110,11 +110,12 @@ bool body_init_weights(struct engine *engine, struct body *body, struct err *err
             for (int64_t at = 0; at < segment->elements; at += BODY_CHUNK_ELEMENTS) {
                 int64_t n = segment->elements - at < BODY_CHUNK_ELEMENTS ? segment->elements - at
                                                                          : BODY_CHUNK_ELEMENTS;
+                struct index_map map = optimizer_segment_map(segment, at);
                 if (p->norm)
                     device_copy_in(device, values, ones, (size_t)n * sizeof(float));
                 else
-                    device->kernels->init_normal(device->queue, values, n, segment->index + at,
-                                                 body->optimizer.seed, body->model.config.initializer_range);
+                    device->kernels->init_normal(device->queue, values, n, &map, body->optimizer.seed,
+                                                 body->model.config.initializer_range);
                 optimizer_set(&body->optimizer, u, s, STATE_W, at, n, values);
             }
         }

@@ -58,3 +58,17 @@ struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PA
                                .v = at[STATE_V][0],
                                .v_extra = at[STATE_V][1]};
 }
+
+bool arrays_groups_are_whole(const struct policy *policy, const struct optimizer_segment *segment,
+                             struct err *err)
+{
+    int64_t cut =
+        (segment->index - segment->column) % Q8_GROUP + segment->run % Q8_GROUP + segment->stride % Q8_GROUP;
+    if (segment->run == 0 || cut == 0 || (policy->m != MOMENT_Q8 && policy->v != MOMENT_Q8))
+        return true;
+    err_set(err, ERR_UNSUPPORTED, "%s keeps moments in groups of %d columns, and this layout would cut them",
+            policy->name, Q8_GROUP);
+    err_why(err, "a rank would hold %lld of a tensor's %lld columns", (long long)segment->run,
+            (long long)segment->stride);
+    return err_hint(err, "choose a policy without q8, or fewer tensor-parallel ranks");
+}

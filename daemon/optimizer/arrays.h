@@ -4,6 +4,7 @@
 
 #include "device.h"
 #include "measures.h"
+#include "optimizer.h"
 #include "policy.h"
 
 static inline enum dtype array_dtype(const struct policy *policy, enum state_part part, bool extra)
@@ -36,3 +37,7 @@ void arrays_zero(struct device *device, const struct policy *policy, enum state_
 /* The view whose element 0 is element `offset` of the unit's flat range; offset is a multiple of
  * STATE_ALIGNMENT. */
 struct state_view arrays_view(const struct policy *policy, void *arrays[STATE_PART_COUNT][2], int64_t offset);
+
+/* Refuses q8 moments where a piece of columns would cut their groups of 32: see struct index_map. */
+bool arrays_groups_are_whole(const struct policy *policy, const struct optimizer_segment *segment,
+                             struct err *err) MUST_USE;

@@ -66,6 +66,10 @@ static bool reserve_arrays(struct optimizer *optimizer, struct optimizer_convers
 bool optimizer_convert_reserve(struct optimizer *optimizer, const struct policy *policy,
                                struct optimizer_conversion *conversion, struct err *err)
 {
+    for (int32_t u = 0; u < optimizer->unit_count; u++)
+        for (int32_t s = 0; s < optimizer->units[u].segment_count; s++)
+            if (!arrays_groups_are_whole(policy, &optimizer->units[u].segments[s], err))
+                return false;
     struct optimizer_conversion c = {.policy = *policy};
     c.arrays = calloc((size_t)optimizer->unit_count + 1, sizeof *c.arrays);
     if (!c.arrays || !reserve_arrays(optimizer, &c)) {
@@ -138,7 +142,8 @@ static void convert_range(struct optimizer *optimizer, struct optimizer_conversi
             arrays_view(&optimizer->policy, optimizer->units[unit].arrays, segment->offset + start);
         struct state_view to = arrays_view(&c->policy, c->arrays[unit], segment->offset + start);
         kernels->state_read(device->queue, c->before, &from, part, n);
-        kernels->state_write(device->queue, &to, part, c->before, n, segment->index + start, optimizer->seed,
+        struct index_map map = optimizer_segment_map(segment, start);
+        kernels->state_write(device->queue, &to, part, c->before, n, &map, optimizer->seed,
                              (uint64_t)optimizer->total_steps);
         kernels->state_read(device->queue, c->after, &to, part, n);
         device_copy_out(device, c->host_before, c->before, (size_t)n * sizeof(float));

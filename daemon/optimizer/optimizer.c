@@ -21,7 +21,12 @@ static void plan_check(const struct optimizer_plan *plan)
         for (int32_t s = 0; s < unit->segment_count; s++) {
             const struct optimizer_segment *segment = &unit->segments[s];
             INVARIANT(segment->offset >= end && segment->offset % STATE_ALIGNMENT == 0);
-            INVARIANT(segment->index % STATE_ALIGNMENT == 0 && segment->elements >= 0);
+            INVARIANT(segment->elements >= 0);
+            if (segment->run == 0)
+                INVARIANT(segment->index % STATE_ALIGNMENT == 0);
+            else
+                INVARIANT(segment->column >= 0 && segment->column < segment->run &&
+                          segment->run <= segment->stride);
             INVARIANT(segment->tensor >= 0 && segment->tensor < plan->tensor_count);
             end = segment->offset + segment->elements;
         }
@@ -84,6 +89,10 @@ bool optimizer_init(struct optimizer *optimizer, struct device *device, const st
                     const struct optimizer_plan *plan, uint64_t seed, struct err *err)
 {
     plan_check(plan);
+    for (int32_t u = 0; u < plan->unit_count; u++)
+        for (int32_t s = 0; s < plan->units[u].segment_count; s++)
+            if (!arrays_groups_are_whole(policy, &plan->units[u].segments[s], err))
+                return false;
     struct optimizer o = {.device = device,
                           .policy = *policy,
                           .seed = seed,
@@ -170,8 +179,9 @@ void optimizer_update(struct optimizer *optimizer, const struct optimizer_settin
                 view.copy_dtype = copies->dtype;
             }
             const char *gradient = (const char *)gradients[u] + (size_t)segment->offset * gradient_bytes;
+            struct index_map map = optimizer_segment_map(segment, 0);
             device->kernels->update(device->queue, &optimizer->measures[row], &view, gradient,
-                                    optimizer->policy.accumulate, segment->elements, segment->index,
+                                    optimizer->policy.accumulate, segment->elements, &map,
                                     &scalars[segment->decays || settings->decay_all], optimizer->scratch);
         }
     device_copy_out(device, optimizer->host_measures, optimizer->measures,
@@ -216,9 +226,9 @@ void optimizer_set(struct optimizer *optimizer, int32_t unit, int32_t segment, e
                    int64_t start, int64_t count, const float *values)
 {
     struct state_view view = segment_view(optimizer, unit, segment, start, count);
-    int64_t index = optimizer->units[unit].segments[segment].index + start;
+    struct index_map map = optimizer_segment_map(&optimizer->units[unit].segments[segment], start);
     if (count > 0)
-        optimizer->device->kernels->state_write(optimizer->device->queue, &view, part, values, count, index,
+        optimizer->device->kernels->state_write(optimizer->device->queue, &view, part, values, count, &map,
                                                 optimizer->seed, (uint64_t)optimizer->total_steps);
 }
 

@@ -13,6 +13,7 @@
 
 #include "device.h"
 #include "err.h"
+#include "index_map.h"
 #include "kernels.h"
 #include "optimizer_settings.h"
 #include "policy.h"
@@ -25,8 +26,18 @@ struct optimizer_segment {
     bool decays;      /* two or more dimensions; settings.decay_all decays the others too */
     int64_t offset;   /* of its first element in the shard's flat range; a multiple of STATE_ALIGNMENT */
     int64_t elements; /* of the tensor that lie here, without padding; may be 0 */
-    int64_t index;    /* global element index of its first element; a multiple of STATE_ALIGNMENT */
+    int64_t index;    /* global element index of its first; a multiple of STATE_ALIGNMENT if run is 0 */
+    /* Of a piece of a tensor's columns: `run` of `stride` lie here, and the segment begins at the piece's
+     * column `column`. All 0 where whole rows do. See struct index_map. */
+    int64_t column, run, stride;
 };
+
+/* Global indices of the segment's elements from `start` on. */
+static inline struct index_map optimizer_segment_map(const struct optimizer_segment *segment, int64_t start)
+{
+    struct index_map map = {segment->index, segment->column, segment->run, segment->stride};
+    return index_map_from(&map, start);
+}
 
 struct optimizer_unit_plan {
     int64_t
@@ -69,7 +80,8 @@ struct optimizer {
 int64_t optimizer_plan_bytes(const struct optimizer_plan *plan, const struct policy *policy);
 
 /* Allocates everything, zeroed (weights too: set them next). t and total_steps start at 0. ERR_MEMORY with
- * the bytes asked for; nothing stays allocated then. The device must outlive the optimizer. */
+ * the bytes asked for, ERR_UNSUPPORTED where q8's groups would be cut by columns; nothing stays allocated
+ * then. The device must outlive the optimizer. */
 bool optimizer_init(struct optimizer *optimizer, struct device *device, const struct policy *policy,
                     const struct optimizer_plan *plan, uint64_t seed, struct err *err) MUST_USE;
 void optimizer_done(struct optimizer *optimizer); /* takes zeroed and half-built ones */

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "bf16.h"
+#include "index_map.h"
 #include "philox.h"
 #include "state.h"
 
@@ -174,16 +175,15 @@ KERNEL_FN void moment_write_q8(bool is_v, void *main, void *extra, int64_t i, in
     }
 }
 
-/* Any format: elements i … i+count-1 of a group (count <= Q8_GROUP, i a multiple of it), index the first
- * one's. */
+/* Any format: elements i … i+count-1 of the range (count <= Q8_GROUP, i a multiple of it). */
 KERNEL_FN void moment_write_group(enum moment_format format, bool is_v, void *main, void *extra, int64_t i,
-                                  int count, const float *values, uint64_t index, uint64_t seed,
+                                  int count, const float *values, const struct index_map *map, uint64_t seed,
                                   uint64_t total_step)
 {
     uint32_t random16[Q8_GROUP] = {0};
     if (format == MOMENT_BF16S || (format == MOMENT_Q8 && is_v))
         for (int j = 0; j < count; j++)
-            random16[j] = philox_halfword(seed, index + (uint64_t)j, total_step,
+            random16[j] = philox_halfword(seed, index_map_at(map, i + j), total_step,
                                           is_v ? PHILOX_STREAM_V : PHILOX_STREAM_M);
     if (format == MOMENT_Q8)
         moment_write_q8(is_v, main, extra, i, count, values, random16);
@@ -281,10 +281,9 @@ KERNEL_FN uint32_t moment_stored_bits(enum moment_format format, const void *mai
 
 /* ---- one group: the scalar whole ---- */
 
-/* Elements i … i+count-1 of the range (i a multiple of Q8_GROUP, count <= Q8_GROUP); index: element i's
- * global index. */
+/* Elements i … i+count-1 of the range (i a multiple of Q8_GROUP, count <= Q8_GROUP). */
 KERNEL_FN void update_group(struct update_lanes *lanes, const struct state_view *state, const void *gradient,
-                            enum dtype gradient_dtype, int64_t i, int count, uint64_t index,
+                            enum dtype gradient_dtype, int64_t i, int count, const struct index_map *map,
                             const struct update_scalars *s)
 {
     float m[Q8_GROUP], v[Q8_GROUP];
@@ -301,15 +300,15 @@ KERNEL_FN void update_group(struct update_lanes *lanes, const struct state_view 
         v_before[j] = moment_stored_bits(state->v_format, state->v, i + j);
         uint32_t random16 = 0;
         if (state->w_format == WEIGHT_BF16S)
-            random16 = philox_halfword(s->seed, index + (uint64_t)j, s->total_step, PHILOX_STREAM_W);
+            random16 = philox_halfword(s->seed, index_map_at(map, i + j), s->total_step, PHILOX_STREAM_W);
         weight_write(state->w_format, state->w, state->w_extra, i + j, next.w, random16);
         float w_read = weight_read(state->w_format, state->w, state->w_extra, i + j);
         weight_write_copy(state, i + j, w_read);
         update_count_weight(lanes, (int)((i + j) % UPDATE_LANES), old.w, next.w, w_read);
     }
-    moment_write_group(state->m_format, false, state->m, state->m_extra, i, count, m, index, s->seed,
+    moment_write_group(state->m_format, false, state->m, state->m_extra, i, count, m, map, s->seed,
                        s->total_step);
-    moment_write_group(state->v_format, true, state->v, state->v_extra, i, count, v, index, s->seed,
+    moment_write_group(state->v_format, true, state->v, state->v_extra, i, count, v, map, s->seed,
                        s->total_step);
     for (int j = 0; j < count; j++) {
         bool changes = v_changes >> j & 1u;

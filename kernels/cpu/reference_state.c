@@ -23,17 +23,17 @@ size_t ROW(update_scratch)(int64_t n)
 
 static void update_block(struct update_measures *measures, const struct state_view *state,
                          const void *gradient, enum dtype gradient_dtype, int64_t begin, int64_t end,
-                         int64_t index0, const struct update_scalars *scalars)
+                         const struct index_map *map, const struct update_scalars *scalars)
 {
     struct update_lanes lanes = {0};
     for (int64_t i = begin; i < end; i += Q8_GROUP)
-        update_group(&lanes, state, gradient, gradient_dtype, i, (int)smaller(Q8_GROUP, end - i),
-                     (uint64_t)(index0 + i), scalars);
+        update_group(&lanes, state, gradient, gradient_dtype, i, (int)smaller(Q8_GROUP, end - i), map,
+                     scalars);
     *measures = update_block_measures(&lanes);
 }
 
 void ROW(update)(struct queue *q, struct update_measures *measures, const struct state_view *state,
-                 const void *gradient, enum dtype gradient_dtype, int64_t n, int64_t index0,
+                 const void *gradient, enum dtype gradient_dtype, int64_t n, const struct index_map *map,
                  const struct update_scalars *scalars, void *scratch)
 {
     int64_t blocks = blocks_of(n);
@@ -41,7 +41,7 @@ void ROW(update)(struct queue *q, struct update_measures *measures, const struct
 #pragma omp parallel for schedule(static) num_threads(q->threads) if (blocks > 1)
     for (int64_t b = 0; b < blocks; b++)
         update_block(&parts[b], state, gradient, gradient_dtype, b * UPDATE_BLOCK,
-                     smaller(n, (b + 1) * UPDATE_BLOCK), index0, scalars);
+                     smaller(n, (b + 1) * UPDATE_BLOCK), map, scalars);
     struct update_measures total = {0};
     for (int64_t b = 0; b < blocks; b++)
         update_add_measures(&total, &parts[b]);
@@ -59,30 +59,30 @@ void ROW(state_read)(struct queue *q, float *values, const struct state_view *st
 }
 
 static void write_weight_group(const struct state_view *state, const float *values, int64_t i, int64_t count,
-                               uint64_t index, uint64_t seed, uint64_t total_step)
+                               const struct index_map *map, uint64_t seed, uint64_t total_step)
 {
     for (int64_t j = 0; j < count; j++) {
         uint32_t random16 = 0;
         if (state->w_format == WEIGHT_BF16S)
-            random16 = philox_halfword(seed, index + (uint64_t)j, total_step, PHILOX_STREAM_W);
+            random16 = philox_halfword(seed, index_map_at(map, i + j), total_step, PHILOX_STREAM_W);
         weight_write(state->w_format, state->w, state->w_extra, i + j, values[i + j], random16);
     }
 }
 
 void ROW(state_write)(struct queue *q, const struct state_view *state, enum state_part part,
-                      const float *values, int64_t n, int64_t index0, uint64_t seed, uint64_t total_step)
+                      const float *values, int64_t n, const struct index_map *map, uint64_t seed,
+                      uint64_t total_step)
 {
 #pragma omp parallel for schedule(static) num_threads(q->threads) if (n > UPDATE_BLOCK)
     for (int64_t i = 0; i < n; i += Q8_GROUP) {
         int count = (int)smaller(Q8_GROUP, n - i);
-        uint64_t index = (uint64_t)(index0 + i);
         if (part == STATE_W)
-            write_weight_group(state, values, i, count, index, seed, total_step);
+            write_weight_group(state, values, i, count, map, seed, total_step);
         else if (part == STATE_M)
-            moment_write_group(state->m_format, false, state->m, state->m_extra, i, count, values + i, index,
+            moment_write_group(state->m_format, false, state->m, state->m_extra, i, count, values + i, map,
                                seed, total_step);
         else
-            moment_write_group(state->v_format, true, state->v, state->v_extra, i, count, values + i, index,
+            moment_write_group(state->v_format, true, state->v, state->v_extra, i, count, values + i, map,
                                seed, total_step);
     }
 }
@@ -113,10 +113,10 @@ static float normal_value(uint64_t seed, uint64_t index, double deviation)
     return (float)(r * (index & 1 ? sin(angle) : cos(angle)));
 }
 
-void ROW(init_normal)(struct queue *q, float *values, int64_t n, int64_t index0, uint64_t seed,
+void ROW(init_normal)(struct queue *q, float *values, int64_t n, const struct index_map *map, uint64_t seed,
                       double deviation)
 {
 #pragma omp parallel for schedule(static) num_threads(q->threads) if (n > UPDATE_BLOCK)
     for (int64_t i = 0; i < n; i++)
-        values[i] = normal_value(seed, (uint64_t)(index0 + i), deviation);
+        values[i] = normal_value(seed, index_map_at(map, i), deviation);
 }

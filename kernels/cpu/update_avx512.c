@@ -428,11 +428,11 @@ LEAF void lanes_from(struct update_lanes *lanes, const struct formats f, const s
 /* One block of one combination of formats. */
 typedef void block_function(struct update_measures *measures, const struct formats f,
                             const struct state_view *state, const void *gradient, int64_t begin, int64_t end,
-                            int64_t index0, const struct update_scalars *scalars);
+                            const struct index_map *map, const struct update_scalars *scalars);
 
 LEAF void update_block(struct update_measures *measures, const struct formats f,
                        const struct state_view *state, const void *gradient, int64_t begin, int64_t end,
-                       int64_t index0, const struct update_scalars *scalars)
+                       const struct index_map *map, const struct update_scalars *scalars)
 {
     const struct vector_scalars k = {_mm512_set1_ps(scalars->gradient_factor),
                                      _mm512_set1_ps(scalars->one_minus_beta1),
@@ -449,7 +449,7 @@ LEAF void update_block(struct update_measures *measures, const struct formats f,
     int64_t whole = begin + (end - begin) / Q8_GROUP * Q8_GROUP;
     for (int64_t chunk = begin; chunk < whole; chunk += CHUNK) {
         int64_t chunk_end = chunk + CHUNK < whole ? chunk + CHUNK : whole;
-        randoms_fill(&randoms, f, scalars, (uint64_t)(index0 + chunk));
+        randoms_fill(&randoms, f, scalars, index_map_at(map, chunk));
         for (int64_t i = chunk; i < chunk_end; i += Q8_GROUP) {
             prefetch_thirty_two(f, state, gradient, i);
             update_thirty_two(&sums, f, state, gradient, i, &k, &randoms, (int)(i - chunk));
@@ -458,8 +458,7 @@ LEAF void update_block(struct update_measures *measures, const struct formats f,
     struct update_lanes lanes;
     lanes_from(&lanes, f, &sums);
     if (whole < end)
-        update_group(&lanes, state, gradient, f.gradient, whole, (int)(end - whole),
-                     (uint64_t)(index0 + whole), scalars);
+        update_group(&lanes, state, gradient, f.gradient, whole, (int)(end - whole), map, scalars);
     *measures = update_block_measures(&lanes);
 }
 
@@ -481,11 +480,11 @@ LEAF void update_block(struct update_measures *measures, const struct formats f,
 #define BLOCK(name, weight, m, v, gradient_dtype)                                                            \
     static void block_##name(struct update_measures *measures, const struct formats f,                       \
                              const struct state_view *state, const void *gradient, int64_t begin,            \
-                             int64_t end, int64_t index0, const struct update_scalars *scalars)              \
+                             int64_t end, const struct index_map *map, const struct update_scalars *scalars) \
     {                                                                                                        \
         (void)f;                                                                                             \
         update_block(measures, (struct formats){weight, m, v, gradient_dtype}, state, gradient, begin, end,  \
-                     index0, scalars);                                                                       \
+                     map, scalars);                                                                          \
     }
 #define X(name, weight, m, v)                                                                                \
     BLOCK(name, weight, m, v, DTYPE_F32)                                                                     \
@@ -495,9 +494,9 @@ COMBINATIONS(X)
 
 static void block_any(struct update_measures *measures, const struct formats f,
                       const struct state_view *state, const void *gradient, int64_t begin, int64_t end,
-                      int64_t index0, const struct update_scalars *scalars)
+                      const struct index_map *map, const struct update_scalars *scalars)
 {
-    update_block(measures, f, state, gradient, begin, end, index0, scalars);
+    update_block(measures, f, state, gradient, begin, end, map, scalars);
 }
 
 static block_function *block_choose(const struct formats f)
@@ -517,12 +516,21 @@ static block_function *block_choose(const struct formats f)
     return block_any;
 }
 
+/* A chunk's elements are neighbours in the tensor too, and begin a random-number block of 8: else the plain
+ * loops take it element by element. */
+static bool chunks_are_whole(const struct index_map *map)
+{
+    return map->index % 8 == 0 &&
+           (map->run == map->stride ||
+            (map->run % CHUNK == 0 && map->column % CHUNK == 0 && map->stride % 8 == 0));
+}
+
 static void update(struct queue *q, struct update_measures *measures, const struct state_view *state,
-                   const void *gradient, enum dtype gradient_dtype, int64_t n, int64_t index0,
+                   const void *gradient, enum dtype gradient_dtype, int64_t n, const struct index_map *map,
                    const struct update_scalars *scalars, void *scratch)
 {
-    if (index0 % 8 != 0) { /* a random-number block would be cut: no tensor starts like this */
-        kernels_v4.update(q, measures, state, gradient, gradient_dtype, n, index0, scalars, scratch);
+    if (!chunks_are_whole(map)) {
+        kernels_v4.update(q, measures, state, gradient, gradient_dtype, n, map, scalars, scratch);
         return;
     }
     const struct formats f = {state->w_format, state->m_format, state->v_format, gradient_dtype};
@@ -532,8 +540,8 @@ static void update(struct queue *q, struct update_measures *measures, const stru
 #pragma omp parallel for schedule(static) num_threads(q->threads) if (blocks > 1)
     for (int64_t b = 0; b < blocks; b++) {
         int64_t begin = b * UPDATE_BLOCK, rest = n - begin;
-        block(&parts[b], f, state, gradient, begin, begin + (rest < UPDATE_BLOCK ? rest : UPDATE_BLOCK),
-              index0, scalars);
+        block(&parts[b], f, state, gradient, begin, begin + (rest < UPDATE_BLOCK ? rest : UPDATE_BLOCK), map,
+              scalars);
     }
     struct update_measures total = {0};
     for (int64_t b = 0; b < blocks; b++)

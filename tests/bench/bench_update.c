@@ -93,14 +93,14 @@ static double update_ns(struct bench *b, const struct row *row)
     struct update_scalars scalars = optimizer_scalars(&settings, 1e-4, 1.0, 5, 5, 0, true);
     double begin = now_ns();
     row->kernels->update(b->device.queue, b->measures, &view, b->gradients[policy->accumulate == DTYPE_BF16],
-                         policy->accumulate, b->n, 0, &scalars, b->scratch);
+                         policy->accumulate, b->n, &(struct index_map){0}, &scalars, b->scratch);
     return (now_ns() - begin) / (double)b->n;
 }
 
 static void fill(struct bench *b)
 {
     device_zero(&b->device, b->state, (size_t)b->n * 12);
-    b->device.kernels->init_normal(b->device.queue, b->gradients[0], b->n, 0, 1, 0.01);
+    b->device.kernels->init_normal(b->device.queue, b->gradients[0], b->n, &(struct index_map){0}, 1, 0.01);
     b->device.kernels->cast(b->device.queue, b->gradients[1], b->gradients[0], b->n, DTYPE_BF16, DTYPE_F32);
 }
 

@@ -19,7 +19,8 @@ static struct update_scalars scalars_at(int64_t t, double lr, double beta2, doub
 static struct update_measures step(struct state_arrays *s, float g, const struct update_scalars *scalars)
 {
     struct update_measures measures, scratch[1];
-    kernels_reference.update(device.queue, &measures, &s->view, &g, DTYPE_F32, 1, 0, scalars, scratch);
+    kernels_reference.update(device.queue, &measures, &s->view, &g, DTYPE_F32, 1, &(struct index_map){0},
+                             scalars, scratch);
     return measures;
 }
 
@@ -32,7 +33,7 @@ static float value(const struct state_arrays *s, enum state_part part)
 
 static void set(struct state_arrays *s, enum state_part part, float x)
 {
-    kernels_reference.state_write(device.queue, &s->view, part, &x, 1, 0, 0, 0);
+    kernels_reference.state_write(device.queue, &s->view, part, &x, 1, &(struct index_map){0}, 0, 0);
 }
 
 /* ---- golden ---- */
@@ -188,7 +189,8 @@ static void test_denormal_second_moment(void **state)
         set(&s, STATE_V, 0);
         struct update_measures measures, scratch[1];
         (level ? device.kernels : &kernels_reference)
-            ->update(device.queue, &measures, &s.view, &g, DTYPE_F32, 1, 0, &scalars, scratch);
+            ->update(device.queue, &measures, &s.view, &g, DTYPE_F32, 1, &(struct index_map){0}, &scalars,
+                     scratch);
         assert_int_equal(test_bits(value(&s, STATE_V)),
                          71); /* 9.95e-44: subnormal, 0 if anything flushed it */
         assert_true(isfinite(value(&s, STATE_W)));
@@ -331,7 +333,8 @@ static void test_q8(void **state)
     struct test_random r = {4};
     for (int i = 0; i < COUNT; i++)
         values[i] = i / 32 == 3 ? 0 : (float)(test_random_gauss(&r) * exp(3 * test_random_gauss(&r)));
-    kernels_reference.state_write(device.queue, &s.view, STATE_M, values, COUNT, 0, 0, 0);
+    kernels_reference.state_write(device.queue, &s.view, STATE_M, values, COUNT, &(struct index_map){0}, 0,
+                                  0);
     kernels_reference.state_read(device.queue, back, &s.view, STATE_M, COUNT);
     for (int i = 0; i < COUNT; i++) {
         double scale = (double)bf16_to_float(((uint16_t *)s.view.m_extra)[i / 32]),
@@ -347,7 +350,8 @@ static void test_q8(void **state)
     double sum[COUNT] = {0};
     enum { DRAWS = 400 };
     for (uint64_t draw = 0; draw < DRAWS; draw++) {
-        kernels_reference.state_write(device.queue, &s.view, STATE_V, values, COUNT, 0, 1, draw);
+        kernels_reference.state_write(device.queue, &s.view, STATE_V, values, COUNT, &(struct index_map){0},
+                                      1, draw);
         kernels_reference.state_read(device.queue, back, &s.view, STATE_V, COUNT);
         for (int i = 0; i < COUNT; i++) {
             assert_int_equal(back[i] == 0, values[i] == 0); /* never 0 unless v' is */
@@ -370,7 +374,8 @@ static void test_init_normal(void **state)
     (void)state;
     enum { COUNT = 100000 };
     float *whole = malloc(COUNT * sizeof *whole), *part = malloc(COUNT * sizeof *part);
-    kernels_reference.init_normal(device.queue, whole, COUNT, 1ll << 34, 7, 0.02);
+    kernels_reference.init_normal(device.queue, whole, COUNT, &(struct index_map){.index = 1ll << 34}, 7,
+                                  0.02);
     double sum = 0, squares = 0, fourth = 0, cross = 0;
     for (int i = 0; i < COUNT; i++) {
         double x = (double)whole[i] / 0.02;
@@ -386,10 +391,12 @@ static void test_init_normal(void **state)
     for (int64_t start = 1; start < COUNT;
          start = start * 3 + 1) { /* any start, any length: the same values */
         int64_t n = COUNT - start < 1000 ? COUNT - start : 1000;
-        device.kernels->init_normal(device.queue, part, n, (1ll << 34) + start, 7, 0.02);
+        device.kernels->init_normal(device.queue, part, n, &(struct index_map){.index = (1ll << 34) + start},
+                                    7, 0.02);
         assert_memory_equal(part, whole + start, (size_t)n * sizeof *part);
     }
-    kernels_reference.init_normal(device.queue, part, COUNT, 1ll << 34, 8, 0.02);
+    kernels_reference.init_normal(device.queue, part, COUNT, &(struct index_map){.index = 1ll << 34}, 8,
+                                  0.02);
     assert_memory_not_equal(part, whole, COUNT * sizeof *part);
     free(whole);
     free(part);

@@ -147,8 +147,8 @@ static void test_update(void **state)
     assert_int_equal(o.total_steps, 41);
     struct update_scalars scalars = optimizer_scalars(&settings, 2e-4, 0.25, 7, 41, 5, false);
     assert_true(scalars.decay_factor == 1.0f);
-    kernels_reference.update(device.queue, &measures, &alone.view, gradients[0], DTYPE_F32, 300, 0, &scalars,
-                             scratch);
+    kernels_reference.update(device.queue, &measures, &alone.view, gradients[0], DTYPE_F32, 300,
+                             &(struct index_map){0}, &scalars, scratch);
     for (int part = 0; part < 3; part++)
         for (int extra = 0; extra < 2; extra++) {
             struct optimizer_slice slice;

@@ -71,8 +71,8 @@ static void step(struct state_arrays *s, const struct golden *g, int32_t i)
         .beta1 = at->beta1, .beta2 = at->beta2, .eps = g->eps, .weight_decay = g->decay};
     struct update_scalars scalars = optimizer_scalars(&settings, at->lr, 1.0, i + 1, i + 1, 0, true);
     struct update_measures measures, scratch[1];
-    device.kernels->update(device.queue, &measures, &s->view, at->gradient, DTYPE_F32, N, 0, &scalars,
-                           scratch);
+    device.kernels->update(device.queue, &measures, &s->view, at->gradient, DTYPE_F32, N,
+                           &(struct index_map){0}, &scalars, scratch);
 }
 
 /* The distance to the next fp32 away from zero. */
@@ -218,7 +218,8 @@ static void run_case(const json_t *one, const double start[13], const double x[3
             g[i] = (float)gradient[i];
         struct update_scalars scalars = optimizer_scalars(&settings, lr, 1.0, t, t, 0, true);
         struct update_measures measures, scratch[1];
-        device.kernels->update(device.queue, &measures, &s.view, g, DTYPE_F32, 13, 0, &scalars, scratch);
+        device.kernels->update(device.queue, &measures, &s.view, g, DTYPE_F32, 13, &(struct index_map){0},
+                               &scalars, scratch);
         const json_t *checkpoint = json_array_get(checkpoints, next);
         if (json_integer_value(json_object_get(checkpoint, "after_step")) != t)
             continue;

@@ -1,6 +1,7 @@
 /* Every level of the update (plain, AVX2, AVX-512 loops, the AVX-512 overlay) against the plain loop, bit for
  * bit in every array and in the measures: 10^7 random elements for each combination of formats with --long,
- * 10^5 otherwise; then odd lengths, cut ranges, offsets of the global index, and 1, 2 and 3 threads. */
+ * 10^5 otherwise; then odd lengths, cut ranges, offsets of the global index, and 1, 2 and 3 threads. Pieces
+ * of a matrix's columns against the matrix. */
 #include "device_main.h"
 #include "state_arrays.h"
 
@@ -42,7 +43,8 @@ static void fill_state(struct state_arrays *s, struct test_random *r, bool wild)
             if (zero_groups && i / 32 % 5 == 3)
                 values[i] = 0.0f;
         }
-        kernels_reference.state_write(device.queue, &s->view, parts[p], values, s->n, 0, 3, 4);
+        kernels_reference.state_write(device.queue, &s->view, parts[p], values, s->n, &(struct index_map){0},
+                                      3, 4);
     }
     free(values);
 }
@@ -136,9 +138,10 @@ static void compare(const struct problem *p, uint64_t seed, int threads)
     struct update_scalars scalars = some_scalars(&r);
     void *scratch = calloc(1, kernels_reference.update_scratch(p->n) + 1);
     struct update_measures want_measures, measures;
+    struct index_map map = {.index = p->index0};
     state_arrays_copy(&want, &start);
     device.queue->threads = 1;
-    kernels_reference.update(device.queue, &want_measures, &want.view, gradient, p->gradient, p->n, p->index0,
+    kernels_reference.update(device.queue, &want_measures, &want.view, gradient, p->gradient, p->n, &map,
                              &scalars, scratch);
     check_copy(&want);
     size_t count;
@@ -151,7 +154,7 @@ static void compare(const struct problem *p, uint64_t seed, int threads)
                  (unsigned long long)seed);
         state_arrays_copy(&got, &start);
         device.queue->threads = threads;
-        list[c].kernels->update(device.queue, &measures, &got.view, gradient, p->gradient, p->n, p->index0,
+        list[c].kernels->update(device.queue, &measures, &got.view, gradient, p->gradient, p->n, &map,
                                 &scalars, scratch);
         state_arrays_check_equal(&got, &want, what);
         check_measures(&measures, &want_measures, what);
@@ -220,6 +223,24 @@ static void test_lengths_and_offsets(void **state)
             }
 }
 
+static size_t array_bytes_of_32(const struct state_arrays *s, int array)
+{
+    if (array == STATE_ARRAY_COPY)
+        return 32 * dtype_bytes(s->view.copy_dtype);
+    return state_array_bytes(array, s->view.w_format, array < 4 ? s->view.m_format : s->view.v_format, 32);
+}
+
+/* The range from element `start` on, a multiple of 256. */
+static struct state_view view_from(const struct state_arrays *s, int64_t start)
+{
+    struct state_view view = s->view;
+    void **arrays[] = {&view.w, &view.w_extra, &view.m, &view.m_extra, &view.v, &view.v_extra, &view.copy};
+    for (int a = 0; a < STATE_ARRAYS; a++)
+        if (*arrays[a]) /* every array's bytes are in proportion to elements, or groups of 32 */
+            *arrays[a] = (char *)*arrays[a] + (size_t)start / 32 * array_bytes_of_32(s, a);
+    return view;
+}
+
 /* A range cut in two at a multiple of 256 gives the bits of the whole: what sharding rests on. */
 static void test_cut_ranges(void **state)
 {
@@ -237,31 +258,214 @@ static void test_cut_ranges(void **state)
         struct update_scalars scalars = some_scalars(&r);
         struct update_measures measures;
         void *scratch = calloc(1, kernels_reference.update_scratch(N));
-        device.kernels->update(device.queue, &measures, &whole.view, gradient, DTYPE_F32, N, 512, &scalars,
-                               scratch);
-        struct policy policy = policy_default();
-        policy.weight = (enum weight_format)w;
-        policy.m = policy.v = moment;
-        struct state_view second = cut.view;
-        second.w = (char *)second.w + CUT * (int)dtype_bytes(weight_storage[w][0]);
-        if (second.w_extra)
-            second.w_extra = (char *)second.w_extra + CUT * (int)dtype_bytes(weight_storage[w][1]);
-        second.m = (char *)second.m + CUT * (int)dtype_bytes(moment_storage[moment][0]);
-        second.v = (char *)second.v + CUT * (int)dtype_bytes(moment_storage[moment][0]);
-        second.copy = (char *)second.copy + CUT * (int)dtype_bytes(second.copy_dtype);
-        if (second.m_extra) {
-            second.m_extra = (char *)second.m_extra + CUT / 32 * 2;
-            second.v_extra = (char *)second.v_extra + CUT / 32 * 2;
-        }
+        device.kernels->update(device.queue, &measures, &whole.view, gradient, DTYPE_F32, N,
+                               &(struct index_map){.index = 512}, &scalars, scratch);
+        struct state_view second = view_from(&cut, CUT);
         device.kernels->update(device.queue, &measures, &second, gradient + CUT, DTYPE_F32, N - CUT,
-                               512 + CUT, &scalars, scratch);
-        device.kernels->update(device.queue, &measures, &cut.view, gradient, DTYPE_F32, CUT, 512, &scalars,
-                               scratch);
+                               &(struct index_map){.index = 512 + CUT}, &scalars, scratch);
+        device.kernels->update(device.queue, &measures, &cut.view, gradient, DTYPE_F32, CUT,
+                               &(struct index_map){.index = 512}, &scalars, scratch);
         state_arrays_check_equal(&cut, &whole, weight_format_name((enum weight_format)w));
         free(scratch);
         free(gradient);
         state_arrays_done(&whole);
         state_arrays_done(&cut);
+    }
+}
+
+/* ---- a matrix cut into pieces of its columns ---- */
+
+struct matrix {
+    int64_t rows, columns, pieces;
+    int64_t cut; /* a piece is updated in two ranges, the second from here on: a multiple of 256 */
+    int64_t index;
+};
+
+/* Columns of piece `piece`, in an array of which 32 elements are `bytes`. */
+static void take_columns(void *to, const void *from, const struct matrix *m, int64_t piece, size_t bytes)
+{
+    int64_t run = m->columns / m->pieces;
+    for (int64_t r = 0; r < m->rows; r++)
+        memcpy((char *)to + (size_t)(r * run) * bytes / 32,
+               (const char *)from + (size_t)(r * m->columns + piece * run) * bytes / 32,
+               (size_t)run * bytes / 32);
+}
+
+enum { MATRIX_UPDATES = 3 };
+
+/* What a whole matrix is set to, and the gradients of its updates. */
+struct history {
+    float *values[STATE_PART_COUNT], *gradient[MATRIX_UPDATES];
+    struct update_scalars scalars[MATRIX_UPDATES];
+};
+
+/* Sets and updates a range, which is all of `s` from `start` on. */
+static void live(const struct kernels *k, struct state_arrays *s, const struct history *h, int64_t start,
+                 int64_t end, const struct index_map *map)
+{
+    struct state_view view = view_from(s, start);
+    struct update_measures measures;
+    void *scratch = calloc(1, k->update_scratch(end - start) + 1);
+    for (int part = 0; part < STATE_PART_COUNT; part++)
+        k->state_write(device.queue, &view, (enum state_part)part, h->values[part] + start, end - start, map,
+                       5, 6);
+    for (int i = 0; i < MATRIX_UPDATES; i++)
+        k->update(device.queue, &measures, &view, h->gradient[i] + start, DTYPE_F32, end - start, map,
+                  &h->scalars[i], scratch);
+    free(scratch);
+}
+
+static void check_piece(const struct kernels *k, const struct matrix *m, int64_t piece,
+                        const struct state_arrays *whole, const struct history *h)
+{
+    int64_t run = m->columns / m->pieces, n = m->rows * run, cut = m->cut < n ? m->cut : n;
+    struct state_arrays got, want;
+    struct history mine = *h;
+    state_arrays_init(&got, whole->view.w_format, whole->view.m_format, whole->view.v_format, n);
+    state_arrays_init(&want, whole->view.w_format, whole->view.m_format, whole->view.v_format, n);
+    for (int i = 0; i < STATE_PART_COUNT + MATRIX_UPDATES; i++) {
+        float *to = malloc((size_t)n * sizeof *to);
+        const float *from = i < STATE_PART_COUNT ? h->values[i] : h->gradient[i - STATE_PART_COUNT];
+        take_columns(to, from, m, piece, 32 * sizeof *to);
+        *(i < STATE_PART_COUNT ? &mine.values[i] : &mine.gradient[i - STATE_PART_COUNT]) = to;
+    }
+    struct index_map map = {.index = m->index + piece * run, .run = run, .stride = m->columns};
+    struct index_map rest = index_map_from(&map, cut);
+    live(k, &got, &mine, cut, n, &rest);
+    live(k, &got, &mine, 0, cut, &map);
+    for (int a = 0; a < STATE_ARRAYS; a++)
+        if (want.memory[a])
+            take_columns(want.memory[a], whole->memory[a], m, piece, array_bytes_of_32(whole, a));
+    char what[80];
+    snprintf(what, sizeof what, "%s/%s, piece %d of %d", weight_format_name(got.view.w_format),
+             moment_format_name(got.view.m_format), (int)piece, (int)m->pieces);
+    state_arrays_check_equal(&got, &want, what);
+    for (int i = 0; i < STATE_PART_COUNT; i++)
+        free(mine.values[i]);
+    for (int i = 0; i < MATRIX_UPDATES; i++)
+        free(mine.gradient[i]);
+    state_arrays_done(&got);
+    state_arrays_done(&want);
+}
+
+static void check_matrix(const struct kernels *k, const struct matrix *m, enum weight_format w,
+                         enum moment_format moment)
+{
+    int64_t n = m->rows * m->columns;
+    struct test_random r = {17};
+    struct history h;
+    for (int part = 0; part < STATE_PART_COUNT; part++) {
+        h.values[part] = malloc((size_t)n * sizeof(float));
+        for (int64_t i = 0; i < n; i++) {
+            float x = (float)(0.02 * test_random_gauss(&r));
+            h.values[part][i] = part == STATE_V ? x * x : x;
+        }
+    }
+    for (int i = 0; i < MATRIX_UPDATES; i++) {
+        h.gradient[i] = fill_gradient(&r, DTYPE_F32, n, false);
+        h.scalars[i] = some_scalars(&r);
+    }
+    struct state_arrays whole;
+    state_arrays_init(&whole, w, moment, moment, n);
+    live(k, &whole, &h, 0, n, &(struct index_map){.index = m->index});
+    for (int64_t piece = 0; piece < m->pieces; piece++)
+        check_piece(k, m, piece, &whole, &h);
+    for (int i = 0; i < STATE_PART_COUNT; i++)
+        free(h.values[i]);
+    for (int i = 0; i < MATRIX_UPDATES; i++)
+        free(h.gradient[i]);
+    state_arrays_done(&whole);
+}
+
+/* Tensor parallelism cuts some matrices by columns: the pieces' elements have the bits of the whole's,
+ * whatever is stored. Runs of 256, 128 and 64 columns; of 48, which cut groups of 32 and 128, so q8 is not
+ * for them; an index whose random-number block carries into its high word. */
+static void test_pieces_of_columns(void **state)
+{
+    (void)state;
+    static const struct matrix matrices[] = {{96, 256, 1, 4096 + 256, 512},
+                                             {96, 256, 2, 4096 + 256, 512},
+                                             {96, 256, 4, 2048 + 512, (1ll << 35) - 4096},
+                                             {64, 240, 5, 1280, 256}};
+    const struct kernels *tables[] = {&kernels_reference, device.kernels};
+    for (int i = 0; i < 4 * 2; i++)
+        for (int w = 0; w < WEIGHT_FORMAT_COUNT; w++)
+            for (int moment = 0; moment < MOMENT_FORMAT_COUNT; moment++)
+                if (i / 2 < 3 || moment != MOMENT_Q8)
+                    check_matrix(tables[i % 2], &matrices[i / 2], (enum weight_format)w,
+                                 (enum moment_format)moment);
+}
+
+/* A matrix of 20 x 128 whole, and its columns 64 … 127 as a rank holds them, in two segments: the same bits.
+ * q8 is refused where it would cut groups, when the state is made and when it is converted. */
+static void test_segments_of_columns(void **state)
+{
+    (void)state;
+    enum { ROWS = 20, COLUMNS = 128, RUN = 64, CUT = 512 };
+    struct optimizer_segment whole_segment = {.elements = ROWS * COLUMNS, .index = 1024};
+    struct optimizer_segment piece[] = {{.elements = CUT, .index = 1024 + RUN, .run = RUN, .stride = COLUMNS},
+                                        {.offset = CUT,
+                                         .elements = ROWS * RUN - CUT,
+                                         .index = 1024 + RUN + CUT / RUN * COLUMNS,
+                                         .run = RUN,
+                                         .stride = COLUMNS}};
+    struct optimizer_unit_plan whole_unit = {ROWS * COLUMNS, 1, &whole_segment},
+                               piece_unit = {ROWS * RUN, 2, piece};
+    struct policy p = policy_default(), q8 = policy_default();
+    p.weight = WEIGHT_BF16S;
+    p.m = p.v = MOMENT_BF16S;
+    q8.m = q8.v = MOMENT_Q8;
+    struct optimizer whole, part;
+    struct err err = ERR_INIT;
+    check_ok(optimizer_init(&whole, &device, &p, &(struct optimizer_plan){1, 1, &whole_unit}, 4, &err), &err);
+    check_ok(optimizer_init(&part, &device, &p, &(struct optimizer_plan){1, 1, &piece_unit}, 4, &err), &err);
+    float values[ROWS * COLUMNS], columns[ROWS * RUN], got[ROWS * RUN];
+    struct test_random r = {31};
+    for (int i = 0; i < ROWS * COLUMNS; i++)
+        values[i] = (float)test_random_gauss(&r);
+    for (int i = 0; i < ROWS * RUN; i++)
+        columns[i] = values[i / RUN * COLUMNS + RUN + i % RUN];
+    optimizer_set(&whole, 0, 0, STATE_W, 0, ROWS * COLUMNS, values);
+    optimizer_set(&part, 0, 0, STATE_W, 0, CUT, columns);
+    optimizer_set(&part, 0, 1, STATE_W, 0, 256, columns + CUT);
+    optimizer_set(&part, 0, 1, STATE_W, 256, ROWS * RUN - CUT - 256, columns + CUT + 256);
+    struct optimizer_settings settings = optimizer_settings_default();
+    struct update_measures by_tensor[1];
+    optimizer_update(&whole, &settings, 1e-3, 1, (const void *const[]){values}, NULL, by_tensor);
+    optimizer_update(&part, &settings, 1e-3, 1, (const void *const[]){columns}, NULL, by_tensor);
+    for (int part_of = 0; part_of < STATE_PART_COUNT; part_of++) {
+        optimizer_get(&whole, 0, 0, (enum state_part)part_of, 0, ROWS * COLUMNS, values);
+        optimizer_get(&part, 0, 0, (enum state_part)part_of, 0, CUT, got);
+        optimizer_get(&part, 0, 1, (enum state_part)part_of, 0, ROWS * RUN - CUT, got + CUT);
+        for (int i = 0; i < ROWS * RUN; i++)
+            assert_true(got[i] == values[i / RUN * COLUMNS + RUN + i % RUN]);
+    }
+    optimizer_done(&whole);
+    for (int i = 0; i < 2; i++)
+        part.units[0].segments[i].run = piece[i].run = 48;
+    struct optimizer_conversion conversion;
+    check_refused(optimizer_convert_reserve(&part, &q8, &conversion, &err), &err, ERR_UNSUPPORTED);
+    optimizer_done(&part);
+    err = (struct err)ERR_INIT;
+    check_refused(optimizer_init(&part, &device, &q8, &(struct optimizer_plan){1, 1, &piece_unit}, 4, &err),
+                  &err, ERR_UNSUPPORTED);
+}
+
+static void test_initial_pieces(void **state)
+{
+    (void)state;
+    const struct matrix m = {40, 240, 5, 0, 3 * 256};
+    float whole[40 * 240], want[40 * 48], got[40 * 48];
+    device.kernels->init_normal(device.queue, whole, 40 * 240, &(struct index_map){.index = m.index}, 7,
+                                0.02);
+    for (int64_t piece = 0; piece < 5; piece++) {
+        struct index_map map = {.index = m.index + 48 * piece, .run = 48, .stride = 240};
+        take_columns(want, whole, &m, piece, 32 * sizeof(float));
+        device.kernels->init_normal(device.queue, got, 1000, &map, 7, 0.02);
+        map = index_map_from(&map, 1000);
+        assert_int_equal(map.column, 1000 % 48);
+        device.kernels->init_normal(device.queue, got + 1000, 40 * 48 - 1000, &map, 7, 0.02);
+        assert_memory_equal(got, want, sizeof got);
     }
 }
 
@@ -271,6 +475,9 @@ int main(void)
         cmocka_unit_test(test_storages),
         cmocka_unit_test(test_lengths_and_offsets),
         cmocka_unit_test(test_cut_ranges),
+        cmocka_unit_test(test_pieces_of_columns),
+        cmocka_unit_test(test_segments_of_columns),
+        cmocka_unit_test(test_initial_pieces),
     };
     return test_device_run(tests, "cpu", 2);
 }
