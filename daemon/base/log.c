@@ -32,9 +32,9 @@ void log_set_rank(int rank)
     g_log.rank = rank;
 }
 
-void log_set_step(int64_t total_step)
+void log_set_step(int64_t step)
 {
-    atomic_store(&g_log.step, total_step);
+    atomic_store(&g_log.step, step);
 }
 
 void log_set_stderr_level(enum log_level level)

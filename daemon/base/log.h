@@ -11,7 +11,7 @@
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARNING, LOG_ERROR };
 
 void log_set_rank(int rank);
-void log_set_step(int64_t total_step); /* shown in every line until set again */
+void log_set_step(int64_t step); /* the run's k: shown in every line until set again */
 void log_set_stderr_level(enum log_level level);
 
 /* Appends to path, rotating it to path.1 when it passes 16 MiB (the rank that was given `rotates`). */

@@ -138,6 +138,7 @@ bool run_start(struct engine *engine, const struct command *command, struct comm
     describe_start(&run, before.name, &engine->body.optimizer.policy, result);
     if (engine->comm->rank == 0)
         runlog_describe(engine, &engine->run, "running");
+    log_set_step(run.k);
     log_info("run", "started run=%s steps=%lld policy=%s data=%s", run.id, (long long)run.steps,
              engine->body.optimizer.policy.name, run.recipe.data);
     return true;

@@ -263,6 +263,7 @@ static bool load(struct engine *engine, const char *name, const char *policy_tex
     engine->settings = state.settings;
     engine->run = state.run;
     engine->has_run = state.run.id[0] != '\0';
+    log_set_step(engine->run.k);
     engine->has_later = engine->has_last = false;
     engine->failure[0] = '\0';
     engine->state = engine->has_run ? STATE_PAUSED : STATE_IDLE;

@@ -225,6 +225,7 @@ static void apply_update(struct engine *engine, double lr, double factor, struct
     free(mine);
     engine->weight_version++;
     run->k++;
+    log_set_step(run->k); /* before the warnings of this update, whose events say the same step */
     run->skips_in_a_row = 0;
     event->lost_update_share = measures_lost_update_share(&all);
     event->stalled_v_share = measures_stalled_v_share(&all);
@@ -322,7 +323,6 @@ bool engine_step(struct engine *engine)
                end - optimize - (engine->comm->wire->seconds - communicated), flops, &event);
     engine->last = event;
     engine->has_last = true;
-    log_set_step(event.total_steps);
     runlog_step(engine, &event);
     if (engine->mailbox)
         mailbox_post(engine->mailbox,

@@ -1,6 +1,8 @@
 """Policies: live swaps between all pairs, the measures that tell them apart, compare."""
 import json
+import re
 import signal
+import time
 
 from bounds import bounded, long
 from harness import POLICIES, need, until
@@ -104,6 +106,28 @@ def test_the_fault_shows(world):
     need(events[4]["lost_update_share"] > 0.2 and events[4]["update_quality"] < 0.95, f"step 5 of bf16: {events[4]}")
     need(len(events) == at + 300 and all(e["update_quality"] < 1 for e in events[at:at + 100]), "the swap came too early")
     need(all(e["update_quality"] == 1 for e in events[at + 100:]), "after the swap updates are still lost")
+
+
+@bounded(90)
+def test_the_log_and_the_events_say_the_same_step(world):
+    """A warning's step in the log is the one that its follower reads, in a second run too."""
+    world.dataset()
+    daemon = world.start(1)
+    world.train(world.recipe())
+    world.ctl("train", world.recipe(steps=1000000, optimizer={"policy": "fp32-master", "lr": 2e-5}, schedule={"kind": "constant"}))
+    world.ctl("pause")
+    at = world.status()["step"]
+    follower = world.spawn("metrics", "--follow")
+    until(lambda: world.status()["clients"] == 2, 20, "the follower is a client")
+    world.ctl("set-optimizer", "bf16", "--yes")
+    world.ctl("set-schedule", "--steps", str(at + 100))
+    time.sleep(0.5)  # it has asked for events too
+    world.ctl("resume")
+    said, warned = follower.communicate(timeout=60)
+    told = re.search(r"step (\d+): \w+: update_quality", said + warned)
+    logged = re.search(r"warning rank=0 step=(\d+) engine: .*update_quality", daemon.said())
+    need(told and logged, f"no alarm: {warned[-600:]}")
+    need(told[1] == logged[1], f"the follower was told step {told[1]}, the log says {logged[1]}")
 
 
 @bounded(180)
