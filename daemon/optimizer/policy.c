@@ -239,8 +239,7 @@ bool policy_parse(struct policy *policy, const char *text, const char *compute, 
         return false;
     if (p.weight == WEIGHT_SPLIT) {
         err_set(err, ERR_UNSUPPORTED, "weights in the split format are not built yet");
-        err_why(err, "they are for resident parameters, and come with ZeRO 1 and 2");
-        return err_hint(err, "fp32-master keeps the same bits in the same bytes");
+        return err_hint(err, "use fp32-master, which keeps the same bits");
     }
     policy_rename(&p);
     *policy = p;
