@@ -133,7 +133,8 @@ static bool open_device(struct daemon *d, struct err *err)
                   : fixed && atoi(fixed) > 0 ? atoi(fixed)
                                              : d->cores;
     if (device_open(&d->device, d->options.device, threads, why, sizeof why) != 0) {
-        err_set(err, ERR_UNSUPPORTED, "the device '%s' cannot be used: %s", d->options.device, why);
+        err_set(err, ERR_UNSUPPORTED, "the device '%s' cannot be used", d->options.device);
+        err_why(err, "%s", why);
         return err_hint(err, "use --device cpu");
     }
     d->engine_options.threads = d->device.threads;

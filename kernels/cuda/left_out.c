@@ -6,7 +6,7 @@
 static int left_out_open(struct device *device, int threads, char *why, size_t why_bytes)
 {
     (void)device, (void)threads;
-    snprintf(why, why_bytes, "this build has no CUDA device: choose --device cpu");
+    snprintf(why, why_bytes, "this build has no CUDA device");
     return -1;
 }
 
