@@ -127,6 +127,8 @@ void help_command(FILE *out, const struct command *command)
                  option->argument ? " " : "", option->argument ? option->argument : "");
         fprintf(out, "  %-22s %s\n", text, option->help);
     }
+    if (command->keys == KEYS_RECIPE && command->least > 0)
+        fprintf(out, "\nThe recipe's keys, to say them anew; the recipe itself is needed all the same:\n");
     key_lines(out, command->keys);
 }
 

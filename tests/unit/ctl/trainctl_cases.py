@@ -40,6 +40,8 @@ WITHOUT_DAEMON = [
     (["metrics", "run-1"], 2, [], ["metrics --help"]),
     (["data", "prepare"], 2, [], ["-o DIR"]),
     (["compare"], 2, [], ["--policies A,B"]),
+    (["compare", "--help"], 0, ["RECIPE.yaml", "the recipe itself is needed all the same:\n  --data"], []),
+    (["compare", "--policies", "bf16", "--data", "d", "--steps", "3"], 2, [], ["compare --policies A,B,… RECIPE.yaml"]),
     (["status", "--florb"], 2, [], ["no option --florb"]),
     (["train", "--data", "d", "--steps", "3", "--global-bach", "2"], 2, [], ["--global-batch"]),
     (["train", "--data", "d", "--every", "2"], 2, [], ["--checkpoint.every", "--evaluate.every"]),
