@@ -128,21 +128,34 @@ static bool handle_save(struct engine *engine, const struct command *command, st
 static bool choose_newest(struct engine *engine, int64_t *from, char name[LIMIT_NAME_BYTES], struct err *err)
 {
     struct checkpoint_list list = {0};
+    const char *folder = engine->options.checkpoint_dir;
+    int64_t count = 0;
     name[0] = '\0';
-    if (engine->comm->rank == 0 && checkpoint_list_read(&list, engine->options.checkpoint_dir, err)) {
+    if (engine->comm->rank == 0 && checkpoint_list_read(&list, folder, err)) {
         int64_t at = checkpoint_list_newest(&list, *from);
         if (at >= 0)
             snprintf(name, LIMIT_NAME_BYTES, "%s", list.items[at].name);
         *from = at + 1;
+        count = list.count;
         checkpoint_list_done(&list);
     }
     if (!comm_agree(engine->comm, err))
         return false;
     comm_broadcast(engine->comm, name, LIMIT_NAME_BYTES);
     comm_broadcast(engine->comm, from, sizeof *from);
+    comm_broadcast(engine->comm, &count, sizeof count);
     if (name[0])
         return true;
-    err_set(err, ERR_NOT_FOUND, "no checkpoint in %s", engine->options.checkpoint_dir);
+    if (count > 0) {
+        char line[3 * ERR_TEXT_BYTES + 8];
+        err_set(err, ERR_NOT_FOUND, "no checkpoint in %s is whole, of %lld there", folder, (long long)count);
+        err_hint(err, "see `trainctl checkpoint list`; mend one from a copy and `trainctl checkpoint verify` "
+                      "it, or begin anew with `trainctl init` or `trainctl load`");
+        if (engine->starting) /* nobody asked, so nobody is answered */
+            engine_warn(engine, "%s", err_line(err, line, sizeof line));
+        return false;
+    }
+    err_set(err, ERR_NOT_FOUND, "no checkpoint in %s", folder);
     return err_hint(err,
                     "save one with `trainctl checkpoint save`, or name another folder with --checkpoint-dir");
 }

@@ -48,21 +48,30 @@ static bool commit(struct engine *engine, struct checkpoint_about *about, const 
     return done;
 }
 
+/* What was found of it, for lists and the next start. One whose manifest cannot be read is listed as damaged
+ * anyway. */
+static void mark(struct engine *engine, const char *name, enum checkpoint_health health)
+{
+    char path[MANIFEST_PATH_BYTES];
+    struct manifest manifest = {0};
+    struct err unreadable = ERR_INIT, err = ERR_INIT;
+    const char *folder = engine->options.checkpoint_dir;
+    if (checkpoint_path(path, folder, name, "", CHECKPOINT_MANIFEST, &unreadable) &&
+        manifest_load(&manifest, path, &unreadable) &&
+        !checkpoint_mark(folder, name, manifest.hash, health, &err))
+        log_err("save", &err);
+    manifest_close(&manifest);
+}
+
 /* Reads back what was written: rank by rank a share of the files. Marks the outcome for `checkpoint list`. */
 static bool verify(struct engine *engine, const char *name, struct err *err)
 {
     struct checkpoint checkpoint = {0};
-    const char *folder = engine->options.checkpoint_dir;
-    bool opened = checkpoint_open(&checkpoint, folder, name, err);
-    if (opened)
+    if (checkpoint_open(&checkpoint, engine->options.checkpoint_dir, name, err))
         err_keeps(checkpoint_verify(&checkpoint, engine->comm->rank, engine->comm->ranks, err));
     bool good = comm_agree(engine->comm, err);
-    if (engine->comm->rank == 0 && opened && (good || err->code == ERR_CORRUPT)) {
-        struct err mark = ERR_INIT;
-        if (!checkpoint_mark(folder, name, checkpoint.about.hash,
-                             good ? CHECKPOINT_VERIFIED : CHECKPOINT_CORRUPT, &mark))
-            log_err("save", &mark);
-    }
+    if (engine->comm->rank == 0 && (good || err->code == ERR_CORRUPT))
+        mark(engine, name, good ? CHECKPOINT_VERIFIED : CHECKPOINT_CORRUPT);
     checkpoint_close(&checkpoint);
     return good;
 }
@@ -194,6 +203,8 @@ static bool read_checkpoint(struct engine *engine, const char *name, struct body
         good = false;
     }
     checkpoint_close(&checkpoint);
+    if (!good && err->code == ERR_CORRUPT && engine->comm->rank == 0)
+        mark(engine, name, CHECKPOINT_CORRUPT);
     if (!good)
         free(state->run.still);
     return good;

@@ -169,6 +169,35 @@ def test_a_damaged_manifest_in_the_list(world):
 
 
 @bounded(120)
+def test_a_start_with_damaged_checkpoints(world):
+    """The one before the damaged one is taken, which is listed as corrupt from then on; where none is whole, that is said."""
+    daemon = world.start(2)
+    folders = [world.json("checkpoint", "save", name)["path"] for name in ("first", "flipped", "short")]
+    daemon.end()
+    for folder in folders[1:]:
+        path = os.path.join(folder, "shard-00000.safetensors")
+        with open(path, "r+b") as data:
+            data.seek(-1, os.SEEK_END)
+            last = data.read(1)
+            data.seek(-1, os.SEEK_END)
+            data.write(bytes([last[0] ^ 1]))
+        if folder == folders[2]:
+            os.truncate(path, os.path.getsize(path) // 2)
+    daemon = world.start(2, init=False)
+    need(world.status()["state"] == "idle", f"came back {world.status()['state']}")
+    need("flipped is not whole" in daemon.said() and "short is not whole" in daemon.said(), f"no warning: {daemon.said()}")
+    rows = {row["name"]: row["health"] for row in world.json("checkpoint", "list")["checkpoints"]}
+    need(rows == {"first": "verified", "flipped": "corrupt", "short": "corrupt"}, f"listed as {rows}")
+    daemon.end()
+    for folder in folders:
+        os.truncate(os.path.join(folder, "manifest.json"), 40)
+    daemon = world.start(2, init=False)
+    need(world.status()["state"] == "empty", f"came back {world.status()['state']}")
+    need(" is whole, of 3 there" in daemon.said(), f"no warning: {daemon.said()}")
+    world.refused("checkpoint", "load", says=("of 3 there",))
+
+
+@bounded(120)
 def test_a_disk_that_is_full(world):
     """Files may not grow beyond a few kilobytes, as on a full disk: refused, nothing half-written, the state unharmed."""
     world.dataset()
