@@ -33,9 +33,27 @@ static void propose(struct call *call, struct err *err)
     call->client.refused = true; /* it was the command that was refused, not the question after it */
 }
 
-static int show(struct call *call, Trainerd__Request *request, const char *done)
+/* The answer with what was done to which one: {"verified": true, "name": …}, and no bytes where none were
+ * counted. */
+static json_t *complete(const char *done, const char *asked, json_t *answer)
 {
-    static const struct column columns[] = {{"path", "path", AS_TEXT, 0}, {"bytes", "bytes", AS_INTEGER, 0}};
+    const char *path = json_string_value(json_object_get(answer, "path"));
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    json_t *whole = json_pack("{s:b, s:s}", done, 1, "name", asked[0] || !slash ? asked : slash + 1);
+    if (json_integer_value(json_object_get(answer, "bytes")) == 0)
+        json_object_del(answer, "bytes");
+    INVARIANT(whole != NULL && json_object_update(whole, answer) == 0);
+    json_decref(answer);
+    return whole;
+}
+
+/* done: "verified"; more: what follows it for people. */
+static int show(struct call *call, Trainerd__Request *request, const char *done, const char *more)
+{
+    const struct column columns[] = {{"name", "name", AS_TEXT, 0},
+                                     {done, done, AS_TEXT, 0},
+                                     {"path", "path", AS_TEXT, 0},
+                                     {"bytes", "bytes", AS_INTEGER, 0}};
     struct err err = ERR_INIT;
     json_t *result;
     char bytes[32];
@@ -43,14 +61,15 @@ static int show(struct call *call, Trainerd__Request *request, const char *done)
         propose(call, &err);
         return call_fail(call, &err);
     }
+    result = complete(done, name_of(call), result);
     const char *text = json_string_value(json_object_get(result, "text"));
     const char *path = json_string_value(json_object_get(result, "path"));
     double count = json_number_value(json_object_get(result, "bytes"));
     if (call->output != OUTPUT_TABLE) {
-        output_object(call, columns, 2, result);
+        output_object(call, columns, sizeof columns / sizeof columns[0], result);
     } else {
         printf("%s\n", path ? path : "");
-        call_note(call, "%s%s%s", done, count > 0 ? ", " : "",
+        call_note(call, "%s%s%s%s", done, more, count > 0 ? ", " : "",
                   count > 0 ? output_bytes(bytes, sizeof bytes, count) : "");
         if (json_is_object(json_object_get(result, "conversion")))
             output_conversion(call, json_object_get(result, "conversion"), 0); /* which says the text too */
@@ -65,7 +84,7 @@ int cmd_checkpoint_save(struct call *call)
 {
     REQUEST(request, CHECKPOINT_SAVE, CheckpointSaveRequest, checkpoint_save);
     request_body.name = (char *)(uintptr_t)name_of(call);
-    return show(call, &request, "saved");
+    return show(call, &request, "saved", "");
 }
 
 int cmd_checkpoint_load(struct call *call)
@@ -79,21 +98,21 @@ int cmd_checkpoint_load(struct call *call)
     request_body.name = (char *)(uintptr_t)name_of(call);
     request_body.policy = policy;
     request_body.yes = call_option(call, "yes") != NULL;
-    return show(call, &request, "loaded");
+    return show(call, &request, "loaded", "");
 }
 
 int cmd_checkpoint_verify(struct call *call)
 {
     REQUEST(request, CHECKPOINT_VERIFY, CheckpointVerifyRequest, checkpoint_verify);
     request_body.name = (char *)(uintptr_t)name_of(call);
-    return show(call, &request, "verified: every byte is as it was written");
+    return show(call, &request, "verified", ": every byte is as it was written");
 }
 
 int cmd_checkpoint_delete(struct call *call)
 {
     REQUEST(request, CHECKPOINT_DELETE, CheckpointDeleteRequest, checkpoint_delete);
     request_body.name = (char *)(uintptr_t)name_of(call);
-    return show(call, &request, "deleted");
+    return show(call, &request, "deleted", "");
 }
 
 /* Of a manifest that cannot be read nothing is known: no number rather than -1. */
