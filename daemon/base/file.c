@@ -56,6 +56,20 @@ bool file_remove_tree(const char *path, struct err *err)
     return true;
 }
 
+/* What errno says of a write to this descriptor, with its path and, where the disk is full, what to do. */
+static bool refuse_write(int fd, size_t count, struct err *err)
+{
+    int number = errno;
+    char link[32], path[ERR_TEXT_BYTES];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length > 0 ? length : 0] = '\0';
+    errno = number;
+    err_errno(err, "cannot write %zu bytes to %.300s", count, length > 0 ? path : "a file");
+    bool full = number == ENOSPC || number == EDQUOT || number == EFBIG;
+    return full && err_hint(err, "make room there, or choose a folder on another disk");
+}
+
 bool file_write_all(int fd, const void *bytes, size_t count, int64_t offset, struct err *err)
 {
     const char *from = bytes;
@@ -65,7 +79,7 @@ bool file_write_all(int fd, const void *bytes, size_t count, int64_t offset, str
         if (written < 0 && errno == EINTR)
             continue;
         if (written <= 0)
-            return err_errno(err, "cannot write %zu bytes", count);
+            return refuse_write(fd, count, err);
         from += written;
         count -= (size_t)written;
         offset += offset < 0 ? 0 : written;

@@ -311,7 +311,7 @@ bool hub_export_put(struct hub_export *export, int32_t tensor, int64_t start, en
         convert(export->buffer, export->dtype, from, dtype, piece);
         if (!file_write_all(export->files[place->file].fd, export->buffer, (size_t)(piece * width),
                             place->offset + (start + done) * width, err))
-            return err_hint(err, "the file is %s/%s", export->partial, export->files[place->file].name);
+            return false;
         watch_tick();
     }
     return true;

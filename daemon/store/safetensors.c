@@ -351,7 +351,7 @@ bool safetensors_writer_put(struct safetensors_writer *writer, int64_t tensor, u
     const struct safetensor *t = &writer->tensors[tensor];
     INVARIANT(first <= t->bytes && count <= t->bytes - first);
     if (!file_write_all(writer->fd, bytes, count, (int64_t)(t->start + first), err))
-        return err_hint(err, "the file is %.200s", writer->path);
+        return false;
     writer->written += count;
     return true;
 }

@@ -74,6 +74,8 @@ static void replace_is_all_or_nothing(void **state)
     setrlimit(RLIMIT_FSIZE, &before);
     assert_false(replaced);
     assert_int_equal(err.code, ERR_IO);
+    assert_non_null(strstr(err.what, aside)); /* which file, and what to do */
+    assert_non_null(strstr(err.hint, "make room"));
     char *text;
     size_t bytes;
     struct err none = ERR_INIT;
