@@ -1,5 +1,6 @@
 #include "file.h"
 
+#include "bounds.h"
 #include "last_words.h"
 
 #include <errno.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -202,4 +204,58 @@ bool file_join(char *path, size_t path_bytes, const char *folder, const char *na
         return err_set(err, ERR_INVALID, "the path %s/%s is longer than %zu bytes", folder, name,
                        path_bytes - 1);
     return true;
+}
+
+static bool refuse_second(int fd, const char *folder, const char *kind, struct err *err)
+{
+    char text[32] = "";
+    ssize_t count = pread(fd, text, sizeof text - 1, 0);
+    long pid = count > 0 ? strtol(text, NULL, 10) : 0;
+    if (pid > 0)
+        err_set(err, ERR_STATE, "another trainerd has the %s %s: process %ld", kind, folder, pid);
+    else
+        err_set(err, ERR_STATE, "another trainerd has the %s %s", kind, folder);
+    return err_why(err, "one daemon alone writes to it");
+}
+
+static bool lock_refused(int fd, const char *folder, const char *path, const char *kind, struct err *err)
+{
+    if (errno == EWOULDBLOCK)
+        return refuse_second(fd, folder, kind, err);
+    if (errno == EOPNOTSUPP || errno == ENOLCK || errno == ENOSYS) {
+        err_set(err, ERR_UNSUPPORTED, "the %s %s cannot be locked", kind, folder);
+        return err_why(err, "%s", strerror(errno));
+    }
+    return err_errno(err, "cannot lock %s", path);
+}
+
+bool file_lock(struct file_lock *lock, const char *folder, const char *name, const char *kind,
+               struct err *err)
+{
+    char path[LIMIT_PATH_BYTES], text[32];
+    if (!file_join(path, sizeof path, folder, name, err))
+        return false;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_errno(err, "cannot open %s", path);
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        lock_refused(fd, folder, path, kind, err);
+        close(fd);
+        return false;
+    }
+    int bytes = snprintf(text, sizeof text, "%ld\n", (long)getpid());
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)bytes, 0) != bytes) {
+        err_errno(err, "cannot write %s", path);
+        close(fd);
+        return false;
+    }
+    *lock = (struct file_lock){.fd = fd, .held = true};
+    return true;
+}
+
+void file_unlock(struct file_lock *lock)
+{
+    if (lock->held)
+        close(lock->fd); /* the file stays: removing it would let two processes lock two files of one name */
+    *lock = (struct file_lock){0};
 }

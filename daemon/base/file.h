@@ -35,3 +35,14 @@ void file_map_close(struct file_map *map);    /* zeroed: fine */
 
 /* "DIR/NAME" into path; false with ERR_INVALID when it does not fit. */
 bool file_join(char *path, size_t path_bytes, const char *folder, const char *name, struct err *err) MUST_USE;
+
+/* FOLDER/NAME, locked while the process lives or until it is unlocked, with the process id in it. Held by
+ * another: ERR_STATE, with that id; where the file system knows no locks: ERR_UNSUPPORTED. The lock is the
+ * kernel's (flock): a process that was killed leaves none behind. kind says whose folder: "state folder". */
+struct file_lock {
+    int fd;
+    bool held;
+};
+bool file_lock(struct file_lock *lock, const char *folder, const char *name, const char *kind,
+               struct err *err) MUST_USE;
+void file_unlock(struct file_lock *lock); /* zeroed: fine */

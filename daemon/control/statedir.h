@@ -2,15 +2,14 @@
 #pragma once
 
 #include "bounds.h"
-#include "err.h"
+#include "file.h"
 
 struct statedir {
     char path[LIMIT_PATH_BYTES]; /* absolute */
-    int lock_fd;
-    bool open;
+    struct file_lock lock;
 };
 
 /* path "" or NULL: the default. Makes the folder (0700) with its runs/. A second daemon is refused with the
- * first's pid. The lock is the kernel's (flock): a daemon that was killed leaves none behind. */
+ * first's pid. */
 bool statedir_open(struct statedir *dir, const char *path, struct err *err) MUST_USE;
 void statedir_close(struct statedir *dir); /* zeroed: fine */

@@ -75,6 +75,24 @@ void engine_activity(struct engine *engine, const char *format, ...)
     engine_publish(engine);
 }
 
+/* Two daemons that save to one folder would replace and retire each other's checkpoints. Readers lock
+ * nothing. */
+static bool lock_checkpoints(struct engine *engine, struct err *err)
+{
+    struct err why = ERR_INIT;
+    char line[3 * ERR_TEXT_BYTES + 8];
+    if (file_lock(&engine->checkpoint_lock, engine->options.checkpoint_dir, ".lock", "checkpoint folder",
+                  &why))
+        return true;
+    if (why.code == ERR_UNSUPPORTED) {
+        log_warning("engine", "%s; let no other daemon save there", err_line(&why, line, sizeof line));
+        return true;
+    }
+    *err = why;
+    return err->code == ERR_STATE &&
+           err_hint(err, "end it (trainctl shutdown), or give this one --checkpoint-dir DIR");
+}
+
 bool engine_init(struct engine *engine, const struct engine_options *options, struct comm *comm,
                  struct device *device, struct mailbox *mailbox, struct err *err)
 {
@@ -86,7 +104,7 @@ bool engine_init(struct engine *engine, const struct engine_options *options, st
     if (comm->rank == 0) {
         char path[LIMIT_PATH_BYTES];
         if (!file_join(path, sizeof path, options->state_dir, "journal.jsonl", err) ||
-            !file_make_folder(options->checkpoint_dir, 0700, err))
+            !file_make_folder(options->checkpoint_dir, 0700, err) || !lock_checkpoints(engine, err))
             return false;
         engine->journal = fopen(path, "ae");
         if (!engine->journal)
@@ -134,6 +152,7 @@ void engine_done(struct engine *engine)
     free(engine->measures_ranks);
     if (engine->journal)
         fclose(engine->journal);
+    file_unlock(&engine->checkpoint_lock);
     groups_done(&engine->groups);
     *engine = (struct engine){0};
 }

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "feed.h"
+#include "file.h"
 #include "groups.h"
 #include "loader.h"
 #include "mailbox.h"
@@ -109,6 +110,7 @@ struct engine {
     struct update_measures *measures;       /* [tensors], of the last update, merged over ranks */
     struct update_measures *measures_ranks; /* [ranks * tensors] */
     FILE *journal;                          /* rank 0 */
+    struct file_lock checkpoint_lock;       /* rank 0 */
     struct progress progress;
 };
 

@@ -4,6 +4,7 @@
  * before it is acknowledged. */
 #include "engine.h"
 
+#include "checkpoint_list.h"
 #include "file.h"
 #include "log.h"
 
@@ -34,16 +35,36 @@ static bool run_path(const struct engine *engine, const char *run, const char *n
     return true;
 }
 
+/* A folder of checkpoints may outlive a state folder, or have been another's: its runs keep their numbers, so
+ * that no run replaces or retires the checkpoints of another. */
+static int last_saved_run(const struct engine *engine)
+{
+    struct checkpoint_list list = {0};
+    struct err err = ERR_INIT;
+    int last = 0;
+    if (!checkpoint_list_read(&list, engine->options.checkpoint_dir, &err))
+        log_err("runlog", &err);
+    for (int64_t i = 0; i < list.count; i++) {
+        const struct checkpoint_about *about = &list.items[i];
+        int number;
+        const char *run = about->run[0] ? about->run : about->name; /* all that an unreadable one says */
+        if (sscanf(run, "run-%9d", &number) == 1 && number > last)
+            last = number;
+    }
+    checkpoint_list_done(&list);
+    return last;
+}
+
 /* The next free number: run-0001, run-0002, … */
 static void choose_id(const struct engine *engine, char id[LIMIT_NAME_BYTES])
 {
     char folder[2 * LIMIT_PATH_BYTES];
-    int last = 0;
+    int last = last_saved_run(engine);
     struct err err = ERR_INIT;
     DIR *runs = run_path(engine, "", "", folder, &err) ? opendir(folder) : NULL;
     for (const struct dirent *entry; runs && (entry = readdir(runs));) {
         int number;
-        if (sscanf(entry->d_name, "run-%d", &number) == 1 && number > last)
+        if (sscanf(entry->d_name, "run-%9d", &number) == 1 && number > last)
             last = number;
     }
     if (runs)

@@ -126,6 +126,28 @@ def test_a_second_daemon_is_refused(world):
     need(world.status(daemon=first)["state"] == "idle", "the first daemon was harmed")
 
 
+@bounded(90)
+def test_two_daemons_and_one_checkpoint_folder(world):
+    """The second is refused with the first's pid; a later one with another state folder leaves the first's checkpoints alone."""
+    world.dataset()
+    shared = ("--checkpoint-dir", world.path("shared"))
+    recipe = world.recipe(checkpoint={"every": 6, "keep": 1})
+    first = world.start(1, *shared, state="one")
+    world.train(recipe)
+    second = world.start(1, *shared, state="two", wait=False)
+    need(second.wait_end(20) != 0, "a second daemon with the same checkpoint folder ended with 0")
+    need(f"process {first.pids[0]}" in second.said() and "--checkpoint-dir" in second.said(), f"the refusal: {second.said()[-500:]}")
+    before = world.json("checkpoint", "list", daemon=first)["checkpoints"]
+    need(before, "no checkpoint was saved")
+    send(first.pids[0], signal.SIGKILL)  # and leaves no lock
+    first.wait_end(10)
+    world.start(1, *shared, state="two")
+    run = world.train(recipe)[-1]["run"]
+    after = {row["name"]: row for row in world.json("checkpoint", "list")["checkpoints"]}
+    need(run == "run-0002" and f"{run}-step-000012" in after, f"{run} saved {sorted(after)}")
+    need(all(after.get(row["name"]) == row for row in before), f"of {before} there is left {after}")
+
+
 @bounded(60)
 def test_a_killed_daemon_leaves_no_lock(world):
     first = world.start(1)
