@@ -69,6 +69,7 @@ struct run {
     int64_t steps;      /* N */
     int64_t k, skipped; /* finished updates; skipped ones */
     int32_t skips_in_a_row;
+    int32_t bad_rank, bad_tensor; /* where the gradient of the last skipped one was first not finite */
     struct data_cursor cursor;
     char data_hash[DATASET_HASH_BYTES]; /* of the dataset it was started on */
     struct alarm alarm;

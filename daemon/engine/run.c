@@ -222,6 +222,21 @@ static bool is_due(int64_t k, int64_t every)
     return every > 0 && k > 0 && k % every == 0;
 }
 
+/* One line in the log, and the sentence that status shows from now on, when there is no run any more. */
+static void describe_failure(const struct engine *engine, char *text, size_t text_bytes)
+{
+    const struct run *run = &engine->run;
+    const struct param_table *params = &engine->body.model.params;
+    snprintf(text, text_bytes,
+             "%s failed at step %lld of %lld: ten updates in a row were skipped because the gradient was not "
+             "finite, at last on rank %d in %s; train anew with a smaller lr or a clip, or from an older "
+             "checkpoint (`trainctl checkpoint list`)",
+             run->id, (long long)run->k, (long long)run->steps, run->bad_rank,
+             run->bad_tensor >= 0 ? params->params[run->bad_tensor].name : "?");
+    if (engine->comm->rank == 0)
+        log_error("run", "%s", text);
+}
+
 void run_advance(struct engine *engine)
 {
     struct run *run = &engine->run;
@@ -229,7 +244,9 @@ void run_advance(struct engine *engine)
         apply_later(engine);
     int64_t before = run->k;
     if (!engine_step(engine)) {
-        run_end(engine, "ten updates in a row were skipped because the gradient was not finite", true);
+        char why[sizeof engine->failure];
+        describe_failure(engine, why, sizeof why);
+        run_end(engine, why, true);
         return;
     }
     bool ended = run->recipe.steps >= 0 ? run->k >= run->steps

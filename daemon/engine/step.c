@@ -241,6 +241,8 @@ static void skip_update(struct engine *engine, int32_t rank, int32_t tensor, str
     struct run *run = &engine->run;
     run->skipped++;
     run->skips_in_a_row++;
+    run->bad_rank = rank;
+    run->bad_tensor = tensor;
     event->lost_update_share = event->stalled_v_share = 0;
     event->update_quality = 1;
     engine_warn(engine,

@@ -131,13 +131,16 @@ def test_wait(world):
 def test_waiting_for_a_run_that_fails(world):
     """Ten skips in a row: exit 5, the run and where it ended are named; the next train clears it."""
     world.dataset()
-    world.start(1)
+    daemon = world.start(1)
     recipe = world.recipe(steps=200, optimizer={"lr": 1e6, "clip": 0}, schedule={"kind": "constant"})
     run = world.json("train", recipe)["run"]
     for words in (("wait",), ("wait", "--state", "idle"), ("wait", "--step", "150")):
         result = world.refused(*words, code=5, says=(run, "skipped"))
     need(world.status()["state"] == "failed", "it did not fail")
     row = world.json("runs")["runs"][-1]
+    failure = world.status()["failure"]
+    need(f"{run} failed at step {row['step']} of 200" in failure and "on rank 0 in model." in failure, f"status says: {failure}")
+    need(f" error rank=0 step={row['step']} run: {failure}\n" in daemon.said(), f"no line on stderr: {daemon.said()[-600:]}")
     need(row["state"] == "failed" and f"step {row['step']} of 200" in world.ctl("wait", code=5).err, f"{row}: {result.err}")
     world.ctl("init", world.path("model", "config.json"))
     world.train(world.recipe())
