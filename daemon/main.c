@@ -315,6 +315,8 @@ int main(int argc, char **argv)
         return exit_status(&mpi);
     }
     log_set_rank(daemon.comm.rank);
+    if (daemon.comm.rank == 0)
+        options_warn();
     int status = run_daemon(&daemon, err);
     comm_done(&daemon.comm);
     return status;

@@ -2,13 +2,16 @@
 
 #include "file.h"
 #include "keys.h"
+#include "log.h"
 
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define OPTIONS_FILE_BYTES (1 << 20)
+#define VARIABLE_BYTES     64
 
 #define TEXT(name, field, help)                                                                              \
     {                                                                                                        \
@@ -81,13 +84,44 @@ static bool read_file(struct options *options, const char *path, struct err *err
 }
 
 /* TRAINERD_STATE_DIR is --state-dir. */
+static void variable_name(char name[VARIABLE_BYTES], const char *key)
+{
+    int used = snprintf(name, VARIABLE_BYTES, "TRAINERD_%s", key);
+    for (int c = 0; c < used; c++)
+        name[c] = name[c] == '-' ? '_' : (char)toupper((unsigned char)name[c]);
+}
+
+/* A variable of ours that nothing reads is a slip of the pen; not an error, a later version may know it. */
+void options_warn(void)
+{
+    static const char *const elsewhere[] = {"TRAINERD_CONNECT", "TRAINERD_INJECT", "TRAINERD_STARTED_OVER",
+                                            "TRAINERD_FUZZ_ROUNDS", "TRAINERD_PEERS_PYTHON"};
+    enum { ELSEWHERE = sizeof elsewhere / sizeof elsewhere[0], PREFIX = sizeof "TRAINERD_" - 1 };
+    char names[KEY_COUNT][VARIABLE_BYTES], said[ERR_TEXT_BYTES];
+    const char *known[KEY_COUNT + ELSEWHERE];
+    for (int i = 0; i < KEY_COUNT + ELSEWHERE; i++)
+        known[i] = (i < KEY_COUNT ? names[i] : elsewhere[i - KEY_COUNT]) + PREFIX;
+    for (int i = 0; i < KEY_COUNT; i++)
+        variable_name(names[i], keys[i].name);
+    for (char **at = environ; *at; at++) {
+        bool found = strncmp(*at, "TRAINERD_", PREFIX) != 0 || strncmp(*at, "TRAINERD_TEST_", 14) == 0;
+        snprintf(said, sizeof said, "%.*s", (int)strcspn(*at, "="), *at);
+        for (int i = 0; i < KEY_COUNT + ELSEWHERE && !found; i++)
+            found = strcmp(said + PREFIX, known[i]) == 0;
+        if (found)
+            continue;
+        const char *nearest = err_nearest(said + PREFIX, known, KEY_COUNT + ELSEWHERE);
+        log_warning("options", "the environment's %.80s is not read: there is no such option; %s%s%s", said,
+                    nearest ? "did you mean TRAINERD_" : "see trainerd --help", nearest ? nearest : "",
+                    nearest ? "?" : "");
+    }
+}
+
 static bool read_environment(struct options *options, struct err *err)
 {
     for (int i = 0; i < KEY_COUNT; i++) {
-        char name[64];
-        int used = snprintf(name, sizeof name, "TRAINERD_%s", keys[i].name);
-        for (int c = 0; c < used; c++)
-            name[c] = name[c] == '-' ? '_' : (char)toupper((unsigned char)name[c]);
+        char name[VARIABLE_BYTES];
+        variable_name(name, keys[i].name);
         const char *value = getenv(name);
         if (value && !keys_set(keys, KEY_COUNT, options, NULL, keys[i].name, value, 0, err))
             return err_hint(err, "it was set by the environment's %s", name);
@@ -101,6 +135,17 @@ static const struct key *find_key(const char *name)
         if (strcmp(keys[i].name, name) == 0)
             return &keys[i];
     return NULL;
+}
+
+static bool refuse_unknown(const char *name, struct err *err)
+{
+    const char *names[KEY_COUNT + 4] = {"listen", "config", "help", "version"};
+    for (int i = 0; i < KEY_COUNT; i++)
+        names[4 + i] = keys[i].name;
+    const char *nearest = err_nearest(name, names, KEY_COUNT + 4);
+    err_set(err, ERR_INVALID, "there is no option --%s", name);
+    return nearest ? err_hint(err, "did you mean --%s?", nearest)
+                   : err_hint(err, "trainerd --help lists the options");
 }
 
 static bool add_listen(struct options *options, const char *address, struct err *err)
@@ -130,6 +175,8 @@ static bool read_flag(struct options *options, int argc, char **argv, int *at, b
         if (strcmp(name, i ? "version" : "help") == 0)
             return *switches[i] = true;
     const struct key *key = find_key(name);
+    if (!key && strcmp(name, "listen") != 0 && strcmp(name, "config") != 0)
+        return refuse_unknown(name, err);
     const char *value = equals ? equals + 1 : NULL;
     if (key && key->type == KEY_BOOL && !value)
         value = "true";

@@ -30,4 +30,5 @@ struct options {
 
 /* Before MPI_Init, which takes nothing from argv. Wrong usage: ERR_INVALID or ERR_UNSUPPORTED, exit 2. */
 bool options_read(struct options *options, int argc, char **argv, struct err *err) MUST_USE;
+void options_warn(void); /* of TRAINERD_… variables that nothing reads */
 void options_help(void);

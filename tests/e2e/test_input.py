@@ -47,6 +47,24 @@ def test_refusals_leave_the_state_as_it_was(world):
 
 
 @bounded(60)
+def test_options_and_variables_that_are_not_there(world):
+    """The nearest right name; a variable that nothing reads is a warning, said once."""
+    for flags, says in ((("--dryrun",), ("no option --dryrun", "did you mean --dry-run?")),
+                        (("--nosuch", "3"), ("no option --nosuch", "--help")),
+                        (("--lisen=unix:s",), ("no option --lisen", "--listen")),
+                        (("--stuck-after",), ("--stuck-after needs a value",))):
+        daemon = world.start(1, *flags, init=False, wait=False)
+        need(daemon.wait_end(20) == 2, f"{flags}: {daemon.said()[-600:]}")
+        for word in says:
+            need(word in daemon.said(), f"{flags}: the refusal does not say {word!r}: {daemon.said()[-600:]}")
+    daemon = world.start(2, "--dry-run", wait=False, env={"TRAINERD_LAYOT": "d2", "TRAINERD_TEST_LONG": "1", "TRAINERD_ZERO": "2",
+                                                          "TRAINERD_CONNECT": "unix:/tmp/none"})
+    need(daemon.wait_end(20) == 0, f"an unknown variable refuses: {daemon.said()[-600:]}")
+    said = [line for line in daemon.said().splitlines() if "the environment's" in line]
+    need(len(said) == 1 and "TRAINERD_LAYOT" in said[0] and "TRAINERD_LAYOUT?" in said[0], f"warnings: {said}")
+
+
+@bounded(60)
 def test_where_a_recipe_is_wrong(world):
     """File, line, key, nearest name: also of what is seen only with the data, and by trainerd --run."""
     world.dataset()  # 48 rows: 6 steps an epoch
