@@ -29,6 +29,10 @@ def main():
             wrong.append(f"{row['policy']}: ratio {row['ratio']:.2f}, wanted 1.1 or less")
         if (row["update_quality"] < 0.95) != fault:
             wrong.append(f"{row['policy']}: update_quality {row['update_quality']:.3f}")
+    for name in ("pretrain", "fine-tune", "rescue"):
+        with open(os.path.join(folder, name + ".yaml"), encoding="utf-8") as recipe:
+            if f'data: "{os.path.abspath(folder)}/' not in recipe.read():
+                wrong.append(f"{name}.yaml does not name its data from the root")
     print("\n".join(wrong) or "as it should be")
     sys.exit(bool(wrong))
 
