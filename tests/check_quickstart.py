@@ -2,6 +2,7 @@
 """Looks at what a quickstart left: check_quickstart.py DIR [--short]. Without --short the finding itself is demanded."""
 import json
 import os
+import subprocess
 import sys
 
 POLICIES = ["fp32-master", "fp24-q8", "bf16-kahan", "bf16", "fp32-master+weight=bf16", "fp32-master+m=bf16+v=bf16"]
@@ -29,6 +30,11 @@ def main():
             wrong.append(f"{row['policy']}: ratio {row['ratio']:.2f}, wanted 1.1 or less")
         if (row["update_quality"] < 0.95) != fault:
             wrong.append(f"{row['policy']}: update_quality {row['update_quality']:.3f}")
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "deploy", "quickstart.d", "conclusion.py")
+    said = subprocess.run([sys.executable, script, os.path.join(folder, "table.json"), *sys.argv[2:]], check=True,
+                          capture_output=True, text=True).stdout
+    if ("it is the storage of the weights" in said) == short or ("too short" in said) != short:
+        wrong.append(f"the conclusion: {said}")
     for name in ("pretrain", "fine-tune", "rescue"):
         with open(os.path.join(folder, name + ".yaml"), encoding="utf-8") as recipe:
             if f'data: "{os.path.abspath(folder)}/' not in recipe.read():
