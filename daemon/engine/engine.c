@@ -302,7 +302,8 @@ int engine_loop(struct engine *engine, bool exit_when_idle)
 {
     struct command command;
     while (engine->state != STATE_STOPPING) {
-        if (exit_when_idle && engine->state != STATE_RUNNING && engine->state != STATE_PAUSED)
+        bool going = engine->state == STATE_RUNNING || engine->state == STATE_PAUSED;
+        if (exit_when_idle && (!going || engine->unsaved))
             break;
         if (next_command(engine, &command))
             execute_and_answer(engine, &command);
@@ -312,5 +313,5 @@ int engine_loop(struct engine *engine, bool exit_when_idle)
             engine_publish(engine);
         }
     }
-    return exit_when_idle && engine->ended_short ? 5 : 0;
+    return exit_when_idle && (engine->ended_short || engine->unsaved) ? 5 : 0;
 }

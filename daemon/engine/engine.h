@@ -105,6 +105,7 @@ struct engine {
     int64_t later_step;
     bool has_later;
     bool ended_short;       /* the last run ended before its target: --run exits 5 */
+    bool unsaved;           /* the run is at its end, and its final checkpoint could not be saved */
     int64_t weight_version; /* grows with every change of the weights */
     struct step_event last;
     bool has_last;
@@ -168,8 +169,10 @@ double engine_evaluate(struct engine *engine, struct data_source *source, struct
 /* run.c */
 bool run_start(struct engine *engine, const struct command *command, struct command_result *result,
                struct err *err) MUST_USE;
-void run_end(struct engine *engine, const char *why, bool failed); /* saves, leaves idle or failed */
-void run_advance(struct engine *engine);                           /* one step, and what is due after it */
+/* Saves, leaves idle or failed. False where the final checkpoint of a run that has not failed could not be
+ * saved: the run is kept then, paused. */
+bool run_end(struct engine *engine, const char *why, bool failed, struct err *err) MUST_USE;
+void run_advance(struct engine *engine); /* one step, and what is due after it */
 void run_done(struct run *run);
 /* Opens data and memory of a run whose recipe, schedule, settings and counters are set. */
 bool run_open(struct engine *engine, struct run *run, const struct model *model, struct err *err) MUST_USE;

@@ -50,6 +50,7 @@ static bool handle_resume(struct engine *engine, const struct command *command, 
 {
     (void)command, (void)err;
     engine->state = STATE_RUNNING;
+    engine->unsaved = false;
     snprintf(result->run, sizeof result->run, "%s", engine->run.id);
     result->steps = engine->run.steps;
     snprintf(result->text, sizeof result->text, "%s goes on from step %lld of %lld", engine->run.id,
@@ -63,13 +64,12 @@ static bool handle_resume(struct engine *engine, const struct command *command, 
 static bool handle_stop(struct engine *engine, const struct command *command, struct command_result *result,
                         struct err *err)
 {
-    (void)command, (void)err;
+    (void)command;
     snprintf(result->run, sizeof result->run, "%s", engine->run.id);
     result->steps = engine->run.k;
     snprintf(result->text, sizeof result->text, "%s ended at step %lld of %lld", engine->run.id,
              (long long)engine->run.k, (long long)engine->run.steps);
-    run_end(engine, "stopped", false);
-    return true;
+    return run_end(engine, "stopped", false, err);
 }
 
 static bool handle_set_schedule(struct engine *engine, const struct command *command,
@@ -218,18 +218,21 @@ static bool handle_shutdown(struct engine *engine, const struct command *command
                             struct command_result *result, struct err *err)
 {
     (void)command;
-    bool saved = true;
     if (engine->has_run) {
         char name[LIMIT_NAME_BYTES];
         name_checkpoint(engine, "", name);
-        saved = engine_save(engine, name, true, result, err);
+        if (!engine_save(engine, name, true, result, err)) { /* nothing is lost: it stays, with its run */
+            engine->state = STATE_PAUSED;
+            engine_say_state(engine, "not shut down: the run could not be saved");
+            return err_hint(err, "make room and ask again; SIGTERM ends the daemon without saving");
+        }
         if (engine->comm->rank == 0)
             runlog_describe(engine, &engine->run, "interrupted");
     }
     engine->state = STATE_STOPPING;
     engine->ended_short = engine->has_run;
-    engine_say_state(engine, saved ? "shutting down" : "shutting down; the run could not be saved");
-    return saved;
+    engine_say_state(engine, "shutting down");
+    return true;
 }
 
 const command_handler handlers[COMMAND_COUNT] = {

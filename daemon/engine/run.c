@@ -173,23 +173,46 @@ static bool save_now(struct engine *engine, struct err *err)
     return engine_save(engine, name, true, &result, err) && engine_retain(engine, err);
 }
 
-void run_end(struct engine *engine, const char *why, bool failed)
+/* All that it was to do is done. */
+static bool run_is_over(const struct run *run)
+{
+    return run->recipe.steps >= 0 ? run->k >= run->steps
+                                  : order_ended(&run->source->order, run->cursor, run->recipe.epochs);
+}
+
+/* Nothing is lost: the run stays as it is until there is room for its checkpoint. */
+static bool keep_unsaved(struct engine *engine, struct err *err)
+{
+    char line[3 * ERR_TEXT_BYTES + 8];
+    const struct run *run = &engine->run;
+    err_hint(err, "make room, then `trainctl %s` saves it", run_is_over(run) ? "resume" : "stop");
+    engine_warn(engine, "%s is paused at step %lld: its final checkpoint was not saved: %s", run->id,
+                (long long)run->k, err_line(err, line, sizeof line));
+    engine->state = STATE_PAUSED;
+    engine->unsaved = true;
+    engine_say_state(engine, "the final checkpoint was not saved");
+    return false;
+}
+
+bool run_end(struct engine *engine, const char *why, bool failed, struct err *err)
 {
     struct run *run = &engine->run;
-    struct err err = ERR_INIT;
-    if (run->evaluation && !failed && run->evaluated_at != run->k)
+    if (run->evaluation && !failed && run->evaluated_at != run->k) {
         evaluate_now(engine);
-    if (!save_now(engine, &err)) {
+        run->evaluated_at = run->k;
+    }
+    if (!save_now(engine, err)) {
+        if (!failed)
+            return keep_unsaved(engine, err);
         char line[3 * ERR_TEXT_BYTES + 8];
         engine_warn(engine, "the final checkpoint of %s was not saved: %s", run->id,
-                    err_line(&err, line, sizeof line));
+                    err_line(err, line, sizeof line));
     }
-    bool done = !failed &&
-                (run->k >= run->steps || (run->recipe.epochs >= 0 &&
-                                          order_ended(&run->source->order, run->cursor, run->recipe.epochs)));
+    bool done = !failed && run_is_over(run);
     engine->state = failed ? STATE_FAILED : STATE_IDLE;
     snprintf(engine->failure, sizeof engine->failure, "%s", failed ? why : "");
     engine->ended_short = !done;
+    engine->unsaved = false;
     if (engine->comm->rank == 0)
         runlog_describe(engine, run, failed ? "failed" : done ? "done" : "stopped");
     log_info("run", "ended run=%s step=%lld of=%lld: %s", run->id, (long long)run->k, (long long)run->steps,
@@ -198,6 +221,7 @@ void run_end(struct engine *engine, const char *why, bool failed)
     engine->has_run = false;
     engine->has_later = false;
     engine_say_state(engine, why);
+    return true;
 }
 
 /* A set-optimizer that waited for its step. What it would need was reserved once when it was accepted. */
@@ -240,26 +264,24 @@ static void describe_failure(const struct engine *engine, char *text, size_t tex
 void run_advance(struct engine *engine)
 {
     struct run *run = &engine->run;
+    struct err err = ERR_INIT;
     if (engine->has_later && run->k >= engine->later_step)
         apply_later(engine);
     int64_t before = run->k;
-    if (!engine_step(engine)) {
+    if (!run_is_over(run) && !engine_step(engine)) { /* over: resumed, since its end could not be saved */
         char why[sizeof engine->failure];
         describe_failure(engine, why, sizeof why);
-        run_end(engine, why, true);
+        (void)!run_end(engine, why, true, &err);
         return;
     }
-    bool ended = run->recipe.steps >= 0 ? run->k >= run->steps
-                                        : order_ended(&run->source->order, run->cursor, run->recipe.epochs);
     if (run->evaluation && run->k > before && is_due(run->k, run->recipe.evaluate.every)) {
         evaluate_now(engine);
         run->evaluated_at = run->k;
     }
-    if (ended) {
-        run_end(engine, "all steps are done", false);
+    if (run_is_over(run)) {
+        (void)!run_end(engine, "all steps are done", false, &err);
         return;
     }
-    struct err err = ERR_INIT;
     if (run->k > before && is_due(run->k, run->recipe.checkpoint.every) && !save_now(engine, &err)) {
         char line[3 * ERR_TEXT_BYTES + 8];
         engine_warn(engine, "the checkpoint at step %lld was not saved, training goes on: %s",

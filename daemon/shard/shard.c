@@ -277,12 +277,13 @@ int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, i
 
 void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
 {
+    bool resident = is_resident(&shard->options, shard->comm->ranks);
     static const char *const kinds[BUFFER_KINDS] = {"embedding", "blocks", "head"};
     int64_t compute = (int64_t)dtype_bytes(shard->options.compute);
     int64_t accumulate = (int64_t)dtype_bytes(shard->options.accumulate);
     for (int32_t b = 0; b < shard->buffer_count; b++) {
         char name[64];
-        if (!is_resident(&shard->options, shard->comm->ranks))
+        if (!resident && b < BUFFER_KINDS)
             snprintf(name, sizeof name, "%s", kinds[b]);
         else
             snprintf(name, sizeof name, "unit %d", b);

@@ -236,6 +236,40 @@ def test_a_disk_that_is_full(world):
     world.ctl("checkpoint", "verify", "too-large")
 
 
+@bounded(120)
+def test_no_run_is_lost_on_a_full_disk(world):
+    """Where its last checkpoint cannot be written a run stays, paused: at its own end, at stop and at shutdown."""
+    world.dataset()
+    daemon = world.start(2)
+
+    def room(bytes_):
+        for pid in daemon.pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_, resource.RLIM_INFINITY))
+
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "3")
+    world.ctl("pause")
+    at = world.status()["step"]
+    room(30000)
+    world.refused("shutdown", code=1, says=("make room",))
+    world.refused("stop", code=1, says=("make room",))
+    status = world.status()
+    need(status["state"] == "paused" and status["step"] == at and status["run"] == "run-0001", f"a full disk left {status}")
+    room(resource.RLIM_INFINITY)
+    world.ctl("stop")
+    world.ctl("train", world.recipe(steps=4))
+    world.ctl("wait", "--state", "idle")
+    room(30000)
+    world.ctl("train", world.recipe(steps=5))
+    world.ctl("wait", "--state", "paused")
+    need(world.status()["step"] == 5, "it paused before its end")
+    room(resource.RLIM_INFINITY)
+    world.ctl("resume")
+    world.ctl("wait", "--state", "idle")
+    names = [row["name"] for row in world.json("checkpoint", "list")["checkpoints"] if row["health"] == "verified"]
+    need(f"run-0001-step-{at:06d}" in names and "run-0003-step-000005" in names, f"kept: {names}")
+
+
 @bounded(90)
 def test_cutoff(world):
     """Above every row it changes nothing, silently; rows beyond the model's positions or max_tokens are refused."""
