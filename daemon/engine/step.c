@@ -19,12 +19,11 @@ static double now_s(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* What the tape asks for, answered by the shard; and when the backward began to communicate. */
+/* What the tape asks for, answered by the shard; and what was communicated before the pass turned. */
 struct tape_context {
     struct body *body;
     struct groups *groups;
-    double communicated_before_backward;
-    bool in_backward;
+    double communicated_before_turn;
 };
 
 static void *gather_unit(void *context, int32_t unit)
@@ -40,12 +39,13 @@ static void release_unit(void *context, int32_t unit)
 
 static float *unit_gradient(void *context, int32_t unit, int32_t slot)
 {
+    return shard_leaf(&((struct tape_context *)context)->body->shard, unit, slot);
+}
+
+static void pass_turns(void *context)
+{
     struct tape_context *c = context;
-    if (!c->in_backward) {
-        c->in_backward = true;
-        c->communicated_before_backward = c->body->shard.comm->wire->seconds;
-    }
-    return shard_leaf(&c->body->shard, unit, slot);
+    c->communicated_before_turn = c->body->shard.comm->wire->seconds;
 }
 
 static struct comm *axis_group(void *context, enum tape_axis axis)
@@ -103,16 +103,20 @@ static void pass_over_batch(struct engine *engine, struct workspace *w, struct l
         struct batch batch = feed_send(&w->feed, loader, plan, round, lane0 + engine->groups.place.d);
         seconds->data += now_s() - start;
         struct tape_context context = {.body = &engine->body, .groups = &engine->groups};
-        struct tape_host host = {&context,    gather_unit, release_unit, unit_gradient,
-                                 reduce_unit, gather_axis, exchange_axis};
+        struct tape_host host = {.context = &context,
+                                 .unit_gather = gather_unit,
+                                 .unit_release = release_unit,
+                                 .unit_gradient = unit_gradient,
+                                 .unit_reduce = reduce_unit,
+                                 .turn = pass_turns,
+                                 .all_gather = gather_axis,
+                                 .exchange = exchange_axis};
         struct model_pass pass;
         double before = comm->wire->seconds;
         model_run(&engine->body.model, &batch, &host, &w->activations, &w->gradients, w->device_nll + g,
                   w->training, &pass);
-        if (!context.in_backward)
-            context.communicated_before_backward = comm->wire->seconds;
-        seconds->forward += pass.forward_s - (context.communicated_before_backward - before);
-        seconds->backward += pass.backward_s - (comm->wire->seconds - context.communicated_before_backward);
+        seconds->forward += pass.forward_s - (context.communicated_before_turn - before);
+        seconds->backward += pass.backward_s - (comm->wire->seconds - context.communicated_before_turn);
         watch_tick();
         if (w->training)
             engine_after_micro_batch(engine, g, groups);

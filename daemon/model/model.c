@@ -174,6 +174,8 @@ static void run(struct tape *tape, double *logprob_sum, struct model_pass *pass)
     run_head(tape);
     tape->kernels->sum_double(tape->queue, logprob_sum, tape->logprob, tape->batch->tokens);
     double turn = now_s(tape);
+    if (tape->host->turn)
+        tape->host->turn(tape->host->context);
     if (tape->training) {
         run_blocks_back(tape);
         tape_unit_open(tape, 0, 0, false, true);
@@ -219,8 +221,12 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
     struct arena activations, gradients;
     struct model_pass pass;
     const struct kernels kernels = kernels_planning(model->device->kernels);
-    const struct tape_host host = {NULL,        plan_gather,     plan_release, plan_gradient,
-                                   plan_reduce, plan_all_gather, plan_exchange};
+    const struct tape_host host = {.unit_gather = plan_gather,
+                                   .unit_release = plan_release,
+                                   .unit_gradient = plan_gradient,
+                                   .unit_reduce = plan_reduce,
+                                   .all_gather = plan_all_gather,
+                                   .exchange = plan_exchange};
     const struct batch batch = {.tokens = tokens,
                                 .sequences = sequences,
                                 .longest = longest,

@@ -59,6 +59,7 @@ struct tape_host {
     float *(*unit_gradient)(void *context, int32_t unit,
                             int32_t slot); /* where this micro-batch's leaf is written */
     void (*unit_reduce)(void *context, int32_t unit, int32_t slot); /* the leaf is complete */
+    void (*turn)(void *context); /* the head is done, back from here; or NULL */
     /* Among the ranks of an axis, device memory; not called where there is one. In place: rank r's part lies
      * at r * each. And all-to-all: part r of `from` goes to rank r, part r of `to` comes from it. */
     void (*all_gather)(void *context, enum tape_axis axis, void *all, size_t each);

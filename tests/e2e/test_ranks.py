@@ -264,6 +264,8 @@ def test_eight_ranks(world):
     daemon = world.start(8)
     events = world.train(world.recipe(steps=4), timeout=150)
     need(len(events) == 4 and world.status()["ranks"] == 8, "eight ranks did not make four steps")
+    least = min(value for event in events for value in event["seconds"].values())
+    need(least >= 0, f"a part of a step took {least} s")
     audit = world.json("audit")
     need({row["rank"] for row in audit["rows"]} == set(range(8)), "audit does not name all ranks")
     world.ctl("shutdown")
