@@ -247,8 +247,8 @@ def test_csv_and_tables(world):
 def test_commands_within_a_long_step(world):
     """What changes nothing is done between two micro-batches, and leaves no trace in the step's bits; a pause waits for the
     step's end, which status and who waits are told."""
-    small, large = world.dataset(rows=30, name="small"), world.dataset(rows=1200, name="large")
-    recipe = world.recipe(data=large, steps=3, global_batch=1200, max_tokens=None, micro_batch=1)
+    small, large = world.dataset(rows=30, name="small"), world.dataset(rows=3600, name="large")
+    recipe = world.recipe(data=large, steps=3, global_batch=3600, max_tokens=None, micro_batch=1)
     world.start(2, state="undisturbed")
     alone = world.train(recipe, timeout=120)
     world.ctl("shutdown")
