@@ -24,6 +24,7 @@
 struct optimizer_segment {
     int32_t tensor;   /* its row in the parameter table; measures are reported by it */
     bool decays;      /* two or more dimensions; settings.decay_all decays the others too */
+    bool copy;        /* another rank holds the same elements and speaks for them: not saved, not counted */
     int64_t offset;   /* of its first element in the shard's flat range; a multiple of STATE_ALIGNMENT */
     int64_t elements; /* of the tensor that lie here, without padding; may be 0 */
     int64_t index;    /* global element index of its first; a multiple of STATE_ALIGNMENT if run is 0 */

@@ -87,6 +87,7 @@ static int32_t cut_unit(const struct param_table *params, int32_t unit, int64_t 
         if (segments)
             segments[count] = (struct optimizer_segment){.tensor = tensor,
                                                          .decays = p->decay,
+                                                         .copy = p->holder > 0,
                                                          .offset = from - first,
                                                          .elements = to - from,
                                                          .index = p->index0 + (from - p->unit_offset)};
