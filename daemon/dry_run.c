@@ -33,10 +33,9 @@ static void print_plan(const struct plan *plan, const struct engine_options *opt
     }
     printf("\n%lld steps of %lld micro-batches a rank, of up to %lld tokens; a rank sends in a step\n",
            (long long)plan->steps, (long long)plan->micro_batches, (long long)plan->micro_batch_tokens);
-    print_bytes("weights, to gather", plan->traffic.gather_bytes, "");
-    print_bytes("gradients, to reduce", plan->traffic.reduce_bytes, "");
-    if (options->layout.c > 1)
-        print_bytes("keys and values", plan->traffic.context_bytes, "");
+    for (int w = 0; w < WIRES; w++)
+        if (plan->traffic.bytes[w] > 0 || w <= WIRE_REDUCE)
+            print_bytes(plan_wire_names[w], plan->traffic.bytes[w], "");
 }
 
 bool dry_run(const struct options *options, const struct engine_options *engine_options, struct comm *comm,

@@ -35,6 +35,12 @@ static void zero_nothing(struct queue *queue, void *to, size_t bytes)
 
 /* ---- traffic ---- */
 
+const char *const plan_wire_names[WIRES] = {
+    [WIRE_GATHER] = "weights, to gather",    [WIRE_REDUCE] = "gradients, to reduce",
+    [WIRE_CONTEXT] = "keys and values",      [WIRE_TENSOR] = "tensor parallelism",
+    [WIRE_PIPELINE] = "from stage to stage",
+};
+
 /* The order in which one micro-batch asks for units (model.c): forward, the head, the blocks back. A unit
  * whose buffer still holds it is not sent again. */
 static int64_t gather_pass(const struct shard *shard, bool tied, int32_t *holds)
@@ -71,20 +77,20 @@ struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches,
 {
     const struct shard *shard = &body->shard;
     bool tied = body->model.config.tied;
-    struct plan_traffic traffic = {.context_bytes = context_bytes(&body->model, rows)};
+    struct plan_traffic traffic = {.bytes[WIRE_CONTEXT] = context_bytes(&body->model, rows)};
     int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
     INVARIANT(holds != NULL);
     memset(holds, 0xff, (size_t)shard->buffer_count * sizeof *holds); /* -1: an update has changed all */
     if (micro_batches > 0)
-        traffic.gather_bytes = gather_pass(shard, tied, holds);
+        traffic.bytes[WIRE_GATHER] = gather_pass(shard, tied, holds);
     if (micro_batches > 1) /* all but the first begin as the second does */
-        traffic.gather_bytes += (micro_batches - 1) * gather_pass(shard, tied, holds);
+        traffic.bytes[WIRE_GATHER] += (micro_batches - 1) * gather_pass(shard, tied, holds);
     free(holds);
     bool at_the_end = shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
     for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++)
-        traffic.reduce_bytes += shard->units[u].shard_elements * (int64_t)dtype_bytes(shard->options.reduce) *
-                                (shard->comm->ranks - 1) * (u == 0 && tied ? 2 : 1) *
-                                (at_the_end ? 1 : micro_batches);
+        traffic.bytes[WIRE_REDUCE] += shard->units[u].shard_elements *
+                                      (int64_t)dtype_bytes(shard->options.reduce) * (shard->comm->ranks - 1) *
+                                      (u == 0 && tied ? 2 : 1) * (at_the_end ? 1 : micro_batches);
     return traffic;
 }
 

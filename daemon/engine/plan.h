@@ -10,11 +10,20 @@
 
 enum { PLAN_KINDS = 24 };
 
-/* What one rank sends in a step. */
-struct plan_traffic {
-    int64_t gather_bytes, reduce_bytes; /* weights; gradients */
-    int64_t context_bytes;              /* keys and values, and their gradients */
+/* What one rank sends in a step, by what it is; all collectives of `comm` that carry device memory. */
+enum plan_wire {
+    WIRE_GATHER,  /* d x c: weights */
+    WIRE_REDUCE,  /* d x c: gradients */
+    WIRE_CONTEXT, /* c: keys and values, and their gradients */
+    WIRE_TENSOR,  /* t: the stream, gathered and reduced around each half of a block; partial sums of the rest
+                   */
+    WIRE_PIPELINE, /* p: the stream from stage to stage, and its gradient back */
+    WIRES
 };
+struct plan_traffic {
+    int64_t bytes[WIRES];
+};
+extern const char *const plan_wire_names[WIRES];
 
 struct plan {
     char model[LIMIT_NAME_BYTES];

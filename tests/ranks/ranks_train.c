@@ -151,7 +151,9 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         sent = engine->comm->wire->bytes_sent - sent;
         struct plan_traffic traffic =
             plan_traffic(&engine->body, feed->batches_sent - batches, feed->rows_sent - rows);
-        int64_t planned = traffic.gather_bytes + traffic.reduce_bytes + traffic.context_bytes;
+        int64_t planned = 0;
+        for (int w = 0; w < WIRES; w++)
+            planned += traffic.bytes[w];
         if (first && !last)
             dump(engine, out, "gradient", true);
         first = false;
