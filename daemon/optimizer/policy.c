@@ -237,10 +237,6 @@ bool policy_parse(struct policy *policy, const char *text, const char *compute, 
     }
     if (!compute_apply(&p, said, compute, err))
         return false;
-    if (p.weight == WEIGHT_SPLIT) {
-        err_set(err, ERR_UNSUPPORTED, "weights in the split format are not built yet");
-        return err_hint(err, "use fp32-master, which keeps the same bits");
-    }
     policy_rename(&p);
     *policy = p;
     return true;

@@ -38,8 +38,7 @@ struct policy policy_default(void);
 
 /* text: `PRESET` or `PRESET+key=value…` (keys weight, m, v, accumulate, reduce, compute; a key at most once).
  * compute: NULL, or what --compute said; equal to the text's own is fine, different is refused.
- * ERR_INVALID names the nearest right preset, key or value; ERR_UNSUPPORTED for weight=split, which is not
- * built yet. *policy is set only on success. */
+ * ERR_INVALID names the nearest right preset, key or value. *policy is set only on success. */
 bool policy_parse(struct policy *policy, const char *text, const char *compute, struct err *err) MUST_USE;
 
 /* Writes the canonical name of the formats into policy->name: the preset that differs in the fewest keys, the

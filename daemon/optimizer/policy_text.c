@@ -100,6 +100,16 @@ static void part_text(char *text, size_t bytes, const char *part, const char *fr
              loss[0] ? loss : "exact");
 }
 
+/* fp32 and split hold the same values, and their bf16 copies differ where rounding is a tie. */
+static void copy_text(const struct policy *from, const struct policy *to, char *text, size_t bytes)
+{
+    bool joins = from->weight == WEIGHT_FP32 && to->weight == WEIGHT_SPLIT;
+    bool parts = from->weight == WEIGHT_SPLIT && to->weight == WEIGHT_FP32;
+    if (to->compute == DTYPE_BF16 && (joins || parts))
+        snprintf(text + strlen(text), bytes - strlen(text), "; exact ties of the model's bf16 now round %s",
+                 joins ? "away from zero" : "to even");
+}
+
 const char *policy_conversion_text(const struct policy *from, const struct policy *to, char *text,
                                    size_t text_bytes)
 {
@@ -118,5 +128,6 @@ const char *policy_conversion_text(const struct policy *from, const struct polic
         snprintf(text, text_bytes, "the stored state stays as it is");
     else if (policy_conversion_exact(from, to))
         snprintf(text + strlen(text), text_bytes - strlen(text), "; nothing is lost");
+    copy_text(from, to, text, text_bytes);
     return text;
 }

@@ -308,6 +308,12 @@ LEAF __m512i stored_bits(const enum moment_format format, const void *main, int6
 
 /* ---- one group of 32 ---- */
 
+/* What is read afterwards is W' itself, whatever it is. */
+LEAF bool stores_all(const enum weight_format format)
+{
+    return format == WEIGHT_FP32 || format == WEIGHT_SPLIT;
+}
+
 LEAF void count_weight(struct vector_measures *sums, const enum weight_format format, __m512 w, __m512 w_new,
                        __m512 w_read)
 {
@@ -320,7 +326,7 @@ LEAF void count_weight(struct vector_measures *sums, const enum weight_format fo
     sums->changing += __builtin_popcount(changing);
     sums->exact_exact[0] = _mm512_fmadd_pd(low, low, sums->exact_exact[0]); /* products are exact in double */
     sums->exact_exact[1] = _mm512_fmadd_pd(high, high, sums->exact_exact[1]);
-    if (format == WEIGHT_FP32)
+    if (stores_all(format))
         return; /* stored is exact: nothing is lost, and the two sums are one */
     __m512 stored = _mm512_sub_ps(w_read, w);
     sums->lost +=
@@ -414,7 +420,7 @@ LEAF void update_thirty_two(struct vector_measures *sums, const struct formats f
 
 LEAF void lanes_from(struct update_lanes *lanes, const struct formats f, const struct vector_measures *sums)
 {
-    const __m512d *stored = f.w == WEIGHT_FP32 ? sums->exact_exact : sums->stored_exact;
+    const __m512d *stored = stores_all(f.w) ? sums->exact_exact : sums->stored_exact;
     for (int h = 0; h < 2; h++) {
         _mm512_storeu_pd(lanes->stored_exact + 8 * h, stored[h]);
         _mm512_storeu_pd(lanes->exact_exact + 8 * h, sums->exact_exact[h]);

@@ -21,7 +21,7 @@ TINY = {
     "hidden_act": "silu", "attention_bias": False, "initializer_range": 0.02,
 }
 
-POLICIES = ("fp32-master", "fp32-lean", "fp32-q8", "fp24-q8", "bf16-kahan", "bf16-sr", "bf16")
+POLICIES = ("fp32-master", "fp32-lean", "fp32-q8", "fp24-q8", "fp32-split", "bf16-kahan", "bf16-sr", "bf16")
 
 
 class Failure(Exception):

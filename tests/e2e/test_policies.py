@@ -78,7 +78,8 @@ def test_settings_alone(world):
 @bounded(120)
 def test_bytes_a_parameter(world):
     """The contract's column, measured from what is really allocated."""
-    wanted = {"fp32-master": 12, "fp32-lean": 8, "fp32-q8": 6.125, "fp24-q8": 5.125, "bf16-kahan": 8, "bf16-sr": 6, "bf16": 6}
+    wanted = {"fp32-master": 12, "fp32-lean": 8, "fp32-q8": 6.125, "fp24-q8": 5.125, "fp32-split": 12, "bf16-kahan": 8,
+              "bf16-sr": 6, "bf16": 6}
     world.start(2)
     for policy, nominal in wanted.items():
         world.ctl("set-optimizer", policy, "--yes")

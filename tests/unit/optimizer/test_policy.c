@@ -25,9 +25,9 @@ static void test_presets(void **state)
         {"fp32-master", "fp32", "fp32", "fp32", 12}, {"fp32-lean", "fp32", "bf16", "bf16s", 8},
         {"fp32-q8", "fp32", "q8", "q8", 6.125},      {"fp24-q8", "split8", "q8", "q8", 5.125},
         {"bf16-kahan", "kahan", "bf16", "bf16", 8},  {"bf16-sr", "bf16s", "bf16s", "bf16s", 6},
-        {"bf16", "bf16", "bf16", "bf16", 6},
+        {"bf16", "bf16", "bf16", "bf16", 6},         {"fp32-split", "split", "fp32", "fp32", 12},
     };
-    assert_int_equal(policy_preset_count, sizeof rows / sizeof *rows + 1);
+    assert_int_equal(policy_preset_count, sizeof rows / sizeof *rows);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct policy p = parsed(rows[i].name);
         assert_string_equal(p.name, rows[i].name);
@@ -41,8 +41,6 @@ static void test_presets(void **state)
     }
     struct policy p = policy_default();
     assert_string_equal(p.name, "fp32-master");
-    struct policy split = {.weight = WEIGHT_SPLIT, .m = MOMENT_FP32, .v = MOMENT_FP32, .compute = DTYPE_BF16};
-    assert_true(policy_bytes_per_parameter(&split) == 12);
 }
 
 static void test_algebra(void **state)
@@ -59,6 +57,8 @@ static void test_algebra(void **state)
     assert_string_equal(parsed("fp32-master+v=bf16+m=bf16").name, "fp32-lean+v=bf16");
     assert_string_equal(parsed("bf16+m=fp32+v=fp32").name, "fp32-master+weight=bf16");
     assert_string_equal(parsed("fp32-split+weight=fp32").name, "fp32-master");
+    assert_string_equal(parsed("fp32-master+weight=split").name, "fp32-split");
+    assert_string_equal(parsed("fp24-q8+weight=split").name, "fp32-q8+weight=split");
 }
 
 /* Every point of the algebra prints a name that parses to itself. */
@@ -69,8 +69,6 @@ static void test_names_come_back(void **state)
         for (int m = 0; m < MOMENT_FORMAT_COUNT; m++)
             for (int v = 0; v < MOMENT_FORMAT_COUNT; v++)
                 for (int types = 0; types < 8; types++) {
-                    if (w == WEIGHT_SPLIT)
-                        continue;
                     struct policy p = {.weight = (enum weight_format)w,
                                        .m = (enum moment_format)m,
                                        .v = (enum moment_format)v,
@@ -112,8 +110,6 @@ static void test_refusals(void **state)
     refused("fp32-master+m=bf16+m=bf16", NULL, ERR_INVALID, "twice");
     refused("fp32-master+compute=bf16", "fp32", ERR_INVALID, "twice");
     refused("fp32-master", "fp8", ERR_INVALID, "compute");
-    refused("fp32-split", NULL, ERR_UNSUPPORTED, "not built yet");
-    refused("bf16+weight=split", NULL, ERR_UNSUPPORTED, "not built yet");
     char huge[4096];
     memset(huge, 'a', sizeof huge - 1);
     huge[sizeof huge - 1] = '\0';
@@ -155,7 +151,8 @@ static void test_notes_and_confirmation(void **state)
     p = parsed("fp32-master+weight=bf16");
     assert_true(policy_needs_confirmation(&p));
     assert_int_equal(policy_notes(&p, 0.999, notes), 1);
-    static const char *const sound[] = {"fp32-master", "fp32-lean", "fp32-q8", "fp24-q8", "bf16-sr"};
+    static const char *const sound[] = {"fp32-master", "fp32-lean", "fp32-q8",
+                                        "fp24-q8",     "bf16-sr",   "fp32-split"};
     for (size_t i = 0; i < sizeof sound / sizeof *sound; i++) {
         p = parsed(sound[i]);
         assert_int_equal(policy_notes(&p, 0.999, notes), 0);
@@ -183,6 +180,18 @@ static void test_conversion_words(void **state)
     assert_non_null(strstr(text, "m: fp32 -> bf16, rounded"));
     assert_non_null(strstr(text, "v: fp32 -> bf16s, rounded stochastically"));
     assert_non_null(strstr(policy_conversion_text(&master, &master, text, sizeof text), "stays"));
+    struct policy split = parsed("fp32-split"), kahan = parsed("bf16-kahan"),
+                  wide = parsed("fp32-split+compute=fp32");
+    assert_true(policy_conversion_exact(&master, &split) && policy_conversion_exact(&split, &master));
+    assert_true(policy_conversion_exact(&bf16, &split) && !policy_conversion_exact(&split, &kahan));
+    policy_conversion_text(&master, &split, text, sizeof text);
+    assert_non_null(strstr(text, "weight: fp32 -> split, exact"));
+    assert_non_null(strstr(text, "nothing is lost"));
+    assert_non_null(strstr(text, "ties of the model's bf16 now round away from zero"));
+    assert_non_null(strstr(policy_conversion_text(&split, &master, text, sizeof text), "now round to even"));
+    assert_null(strstr(policy_conversion_text(&master, &wide, text, sizeof text), "ties"));
+    assert_non_null(
+        strstr(policy_conversion_text(&split, &bf16, text, sizeof text), "weight: split -> bf16, rounded"));
 }
 
 static void test_settings(void **state)

@@ -144,7 +144,8 @@ static void shards_save(struct shards *s, const struct fixture *f)
 static void any_shard_from_any(void **unused)
 {
     (void)unused;
-    const char *const policies[] = {"fp32-master", "fp32-q8", "fp24-q8", "bf16-kahan", "bf16", "fp32-lean"};
+    const char *const policies[] = {"fp32-master", "fp32-q8",   "fp24-q8",   "bf16-kahan",
+                                    "bf16",        "fp32-lean", "fp32-split"};
     const int ranks[] = {1, 2, 3, 8};
     struct fixture f;
     fixture_make(&f, SMALL_CONFIG);
