@@ -335,3 +335,14 @@ void comm_exchange(struct comm *comm, void *to, const void *from, size_t each)
     comm->wire->bytes_sent += (int64_t)each * (comm->ranks - 1);
     leave(comm, entered);
 }
+
+void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes, int32_t from, void *in,
+               size_t in_bytes)
+{
+    double entered = enter(comm, "pass", (int64_t)(out_bytes > in_bytes ? out_bytes : in_bytes));
+    INVARIANT(out_bytes < LIMIT_MESSAGE_BYTES && in_bytes < LIMIT_MESSAGE_BYTES);
+    MPI_Sendrecv(out, (int)out_bytes, MPI_BYTE, out_bytes ? to : MPI_PROC_NULL, 0, in, (int)in_bytes,
+                 MPI_BYTE, in_bytes ? from : MPI_PROC_NULL, 0, mpi_of(comm), MPI_STATUS_IGNORE);
+    comm->wire->bytes_sent += (int64_t)out_bytes;
+    leave(comm, entered);
+}

@@ -75,5 +75,11 @@ void comm_all_gather(struct comm *comm, void *all, size_t each);
  * bytes of a ring reduce-scatter; the receiver adds in a fixed order. */
 void comm_exchange(struct comm *comm, void *to, const void *from, size_t each);
 
+/* Host memory, between two ranks each: out_bytes to rank `to` while in_bytes come from rank `from`; where
+ * there are none, nothing is sent that way. In rounds of to = rank + k, from = rank - k nobody waits in a
+ * circle. */
+void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes, int32_t from, void *in,
+               size_t in_bytes);
+
 /* Phase 2 broke on this rank: ends every rank, non-zero, after the one line (last_words.h). */
 _Noreturn void comm_abort(struct comm *comm, const struct err *err);
