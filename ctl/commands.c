@@ -66,7 +66,11 @@ const struct command commands[] = {
      .run = cmd_schedule, .keys = KEYS_RECIPE,
      .options = {{"plot", NULL, "draw it in the terminal instead of printing it"}}},
 
-    {"set-layout", "LAYOUT", 1, 1, "reshard live", .run = NULL},
+    {"set-layout", "LAYOUT", 1, 1, "reshard live: parameters, optimizer state and data order move between two steps",
+     .run = cmd_set_layout,
+     .more = "LAYOUT is written like d2t2: data, tensor, pipeline, context; missing letters are 1, the product is the number of\n"
+             "ranks. Every stored bit stays as it is; the next step is that of a run saved and restarted under the layout.",
+     .options = {{"zero", "N", "the ZeRO stage, 1 to 3 (as it is)"}, DRY_RUN}},
     {"plan", "", 0, 0, "the layouts that fit and what they cost", .run = NULL},
     {"audit", "", 0, 0, "every persistent tensor, its dtype and its bytes", .run = cmd_audit},
 

@@ -40,6 +40,9 @@ int cmd_audit(struct call *call);
 int cmd_set_schedule(struct call *call);
 int cmd_schedule(struct call *call);
 
+/* cmd_layout.c */
+int cmd_set_layout(struct call *call);
+
 /* cmd_runs.c */
 int cmd_runs(struct call *call);
 int cmd_metrics(struct call *call);

@@ -106,11 +106,8 @@ static bool settle_options(struct daemon *d, struct err *err)
     int32_t elsewhere = d->options.dry_run && d->comm.ranks == 1 ? layout_product(d->options.layout) : 0;
     if (!layout_parse(&o->layout, d->options.layout, elsewhere ? elsewhere : d->comm.ranks, err))
         return false;
-    if (d->options.lanes && d->options.lanes % o->layout.d != 0) {
-        err_set(err, ERR_INVALID, "--lanes %lld is not a multiple of d = %d", (long long)d->options.lanes,
-                o->layout.d);
-        return err_hint(err, "use a power of two from d up, such as 8");
-    }
+    if (!engine_lanes_fit(d->options.lanes, &o->layout, err))
+        return false;
     const char *policy = d->options.policy[0] ? d->options.policy : policy_default().name;
     if (!policy_parse(&o->policy, policy, computes[d->options.compute], err) ||
         !policy_confirm(&o->policy, d->options.yes, err))

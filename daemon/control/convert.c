@@ -107,6 +107,24 @@ static void fill_converted(Trainerd__Reply *to, struct reply_parts *parts,
     to->conversion = &parts->conversion;
 }
 
+static void fill_relayout(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
+{
+    Trainerd__Relayout *relayout = &parts->relayout;
+    trainerd__relayout__init(relayout);
+    relayout->layout_before = text_of(result->layout_before);
+    relayout->layout_after = text_of(result->layout_after);
+    relayout->zero_before = result->zero_before;
+    relayout->zero_after = result->zero_after;
+    relayout->bytes_moved = result->bytes_moved;
+    relayout->seconds = result->seconds;
+    relayout->bytes_before = result->bytes_before;
+    relayout->bytes_after = result->bytes_after;
+    relayout->bytes_peak = result->bytes_peak;
+    relayout->text = text_of(result->text);
+    to->result_case = TRAINERD__REPLY__RESULT_RELAYOUT;
+    to->relayout = relayout;
+}
+
 static void fill_done(Trainerd__Reply *to, struct reply_parts *parts, const struct command_result *result)
 {
     trainerd__done__init(&parts->done);
@@ -125,6 +143,7 @@ static fill_function *const fill_by_kind[COMMAND_COUNT] = {
     [COMMAND_TRAIN] = fill_trained,
     [COMMAND_EVALUATE] = fill_evaluated,
     [COMMAND_SET_OPTIMIZER] = fill_converted,
+    [COMMAND_SET_LAYOUT] = fill_relayout,
     [COMMAND_CHECKPOINT_SAVE] = fill_files_done,
     [COMMAND_CHECKPOINT_LOAD] = fill_files_done,
     [COMMAND_CHECKPOINT_VERIFY] = fill_files_done,
@@ -381,6 +400,25 @@ static bool from_set_schedule(struct command *to, const Trainerd__Request *reque
                             recipe.steps, err);
 }
 
+/* Whether it fits the ranks and the model only the engine knows. */
+static bool from_set_layout(struct command *to, const Trainerd__Request *request, struct err *err)
+{
+    const Trainerd__SetLayoutRequest *wanted = request->set_layout;
+    to->kind = COMMAND_SET_LAYOUT;
+    to->dry_run = wanted->dry_run;
+    to->u.set_layout.zero = wanted->zero;
+    if (!wanted->layout[0]) {
+        err_set(err, ERR_INVALID, "set-layout was told no layout");
+        return err_hint(err, "name one, such as d2t2; trainctl status shows the present one");
+    }
+    if (wanted->zero < 0 || wanted->zero > 3) {
+        err_set(err, ERR_INVALID, "ZeRO has stages 1, 2 and 3, and no %d", wanted->zero);
+        return err_hint(err, "leave it out to keep the present one");
+    }
+    return copy_text(to->u.set_layout.layout, sizeof to->u.set_layout.layout, wanted->layout, "the layout",
+                     err);
+}
+
 /* A checkpoint is a name in the checkpoint folder; "" lets the engine choose. */
 static bool from_checkpoint(struct command *to, enum command_kind kind, const char *name, bool named,
                             struct err *err)
@@ -435,6 +473,8 @@ bool convert_command(struct command *to, const Trainerd__Request *request, const
         return from_set_optimizer(to, request, snapshot, err);
     case TRAINERD__REQUEST__COMMAND_SET_SCHEDULE:
         return from_set_schedule(to, request, snapshot, err);
+    case TRAINERD__REQUEST__COMMAND_SET_LAYOUT:
+        return from_set_layout(to, request, err);
     case TRAINERD__REQUEST__COMMAND_CHECKPOINT_SAVE:
         return from_checkpoint(to, COMMAND_CHECKPOINT_SAVE, request->checkpoint_save->name, false, err);
     case TRAINERD__REQUEST__COMMAND_CHECKPOINT_LOAD:

@@ -143,6 +143,7 @@ struct reply_parts { /* what a Trainerd__Reply built on the stack points to */
     Trainerd__Conversion conversion;
     Trainerd__OptimizerSettings settings_before, settings_after;
     Trainerd__ModelDone model_done;
+    Trainerd__Relayout relayout;
     Trainerd__FilesDone files_done;
 };
 void convert_error(Trainerd__Error *to, const struct err *err);

@@ -14,6 +14,14 @@ int64_t engine_lanes(const struct engine *engine)
     return engine->options.lanes ? engine->options.lanes : engine->groups.layout.d;
 }
 
+bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *err)
+{
+    if (lanes % layout->d == 0)
+        return true;
+    err_set(err, ERR_INVALID, "--lanes %lld is not a multiple of d = %d", (long long)lanes, layout->d);
+    return err_hint(err, "use a power of two from d up, such as 8");
+}
+
 struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
                                           int64_t groups)
 {

@@ -49,6 +49,7 @@ const char *engine_state_name(enum engine_state state);
     X(COMMAND_STOP, "stop", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED)                                \
     X(COMMAND_SET_OPTIMIZER, "set-optimizer", IN_MODEL, STEP_ENDED)                                          \
     X(COMMAND_SET_SCHEDULE, "set-schedule", IN(STATE_RUNNING) | IN(STATE_PAUSED), STEP_ENDED)                \
+    X(COMMAND_SET_LAYOUT, "set-layout", IN_MODEL, STEP_ENDED)                                                \
     X(COMMAND_CHECKPOINT_SAVE, "checkpoint save", IN_MODEL, STEP_ENDED)                                      \
     X(COMMAND_CHECKPOINT_LOAD, "checkpoint load", IN_REST | IN(STATE_EMPTY), STEP_ENDED)                     \
     X(COMMAND_CHECKPOINT_VERIFY, "checkpoint verify", IN_MODEL | IN(STATE_EMPTY), AMID_STEP)                 \
@@ -71,7 +72,7 @@ struct command {
     enum command_kind kind;
     uint64_t ticket; /* control's: the reply carries it back */
     bool yes;        /* --yes: confirmed */
-    bool dry_run;    /* set-optimizer: say, do not do */
+    bool dry_run;    /* set-optimizer, set-layout: say, do not do */
     bool expired; /* its deadline passed before it was taken up: it is journalled and answered, never done */
     union {
         struct {                         /* init, load, export, checkpoint load/save/verify/delete */
@@ -97,6 +98,10 @@ struct command {
         struct {
             struct schedule schedule; /* whole: control merges the present one with what was said */
         } set_schedule;
+        struct {
+            char layout[LIMIT_NAME_BYTES];
+            int32_t zero; /* the stage; 0: as it is */
+        } set_layout;
     } u;
 };
 
@@ -119,6 +124,12 @@ struct command_result {
     bool converts;        /* the stored state changes its format */
     int64_t bytes_more;   /* taken beside what is in use, until it is done */
     struct optimizer_settings settings_before, settings_after; /* set-optimizer; lr 0 elsewhere */
+    /* set-layout, with bytes_before, bytes_after and bytes_peak of all that is allocated on the fullest rank
+     */
+    char layout_before[LIMIT_NAME_BYTES], layout_after[LIMIT_NAME_BYTES];
+    int32_t zero_before, zero_after;
+    int64_t bytes_moved; /* between ranks, all of them together */
+    double seconds;      /* of the moving; 0: a dry run */
 };
 
 struct reply {

@@ -150,6 +150,7 @@ void engine_take_body(struct engine *engine, struct body *body); /* frees the ol
 struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
                                           int64_t groups);
 int64_t engine_lanes(const struct engine *engine); /* L: --lanes, or the ranks */
+bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *err) MUST_USE; /* 0 always */
 
 /* workspace.c */
 bool workspace_make(struct engine *engine, struct workspace *workspace, const struct model *model,

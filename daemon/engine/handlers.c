@@ -246,6 +246,7 @@ const command_handler handlers[COMMAND_COUNT] = {
     [COMMAND_STOP] = handle_stop,
     [COMMAND_SET_OPTIMIZER] = handle_set_optimizer,
     [COMMAND_SET_SCHEDULE] = handle_set_schedule,
+    [COMMAND_SET_LAYOUT] = handle_set_layout,
     [COMMAND_CHECKPOINT_SAVE] = handle_save,
     [COMMAND_CHECKPOINT_LOAD] = handle_load_checkpoint,
     [COMMAND_CHECKPOINT_VERIFY] = handle_verify,

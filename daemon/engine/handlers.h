@@ -13,6 +13,8 @@ bool handle_load(struct engine *, const struct command *, struct command_result 
 bool handle_export(struct engine *, const struct command *, struct command_result *, struct err *) MUST_USE;
 bool handle_set_optimizer(struct engine *, const struct command *, struct command_result *,
                           struct err *) MUST_USE;
+bool handle_set_layout(struct engine *, const struct command *, struct command_result *,
+                       struct err *) MUST_USE;
 
 /* The newest checkpoint that opens and verifies; false with ERR_NOT_FOUND where there is none. policy: as for
  * engine_load_checkpoint. */

@@ -176,6 +176,20 @@ static void set_optimizer(struct fake_engine *engine, const struct command *comm
     publish(engine);
 }
 
+static void set_layout(const struct command *command, struct reply *reply)
+{
+    struct command_result *result = &reply->result;
+    snprintf(result->layout_before, sizeof result->layout_before, "d2t1p1c1");
+    snprintf(result->layout_after, sizeof result->layout_after, "%s", command->u.set_layout.layout);
+    result->zero_before = 3;
+    result->zero_after = command->u.set_layout.zero ? command->u.set_layout.zero : 3;
+    result->bytes_moved = 1000000;
+    result->seconds = command->dry_run ? 0 : 0.25;
+    result->bytes_before = 2000000;
+    result->bytes_after = 3000000;
+    result->bytes_peak = 5000000;
+}
+
 static void obey(struct fake_engine *engine, const struct command *command, struct reply *reply)
 {
     if (!command_legal(command->kind, engine->state, &reply->err))
@@ -211,6 +225,9 @@ static void obey(struct fake_engine *engine, const struct command *command, stru
         engine->schedule = command->u.set_schedule.schedule;
         engine->run_steps = engine->schedule.steps;
         publish(engine);
+        break;
+    case COMMAND_SET_LAYOUT:
+        set_layout(command, reply);
         break;
     case COMMAND_SHUTDOWN:
         atomic_fetch_add(&engine->shutdowns, 1);
