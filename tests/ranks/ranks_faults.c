@@ -88,7 +88,7 @@ struct state {
     int64_t allocated, t, total_steps, k, steps, samples;
     int32_t state, has_run, has_body, opened;
     double lr;
-    char policy[LIMIT_NAME_BYTES], run[LIMIT_NAME_BYTES];
+    char policy[LIMIT_NAME_BYTES], run[LIMIT_NAME_BYTES], layout[LIMIT_NAME_BYTES];
 };
 
 static int32_t open_files(void)
@@ -109,6 +109,7 @@ static void read_state(const struct engine *engine, struct state *s)
     s->has_body = engine->has_body;
     s->opened = open_files();
     snprintf(s->policy, sizeof s->policy, "%s", engine->options.policy.name);
+    layout_print(&engine->options.layout, s->layout, sizeof s->layout);
     s->weights = 14695981039346656037ull;
     for (int32_t u = 0; u < o->unit_count; u++)
         for (int32_t i = 0; i < o->units[u].segment_count; i++) {
@@ -141,13 +142,33 @@ struct outcome {
     int32_t done, code, fired, same;
 };
 
+static struct command command_of(enum command_kind kind, const char *path, const char *policy)
+{
+    struct command command = {.kind = kind, .yes = true};
+    if (kind == COMMAND_SET_OPTIMIZER) {
+        snprintf(command.u.set_optimizer.policy, sizeof command.u.set_optimizer.policy, "%s", policy);
+        command.u.set_optimizer.at_step = -1;
+        return command;
+    }
+    if (kind == COMMAND_SET_LAYOUT) {
+        snprintf(command.u.set_layout.layout, sizeof command.u.set_layout.layout, "%s", path);
+        return command;
+    }
+    if (kind == COMMAND_EVALUATE) {
+        snprintf(command.u.evaluate.data, sizeof command.u.evaluate.data, "%s", path);
+        return command;
+    }
+    snprintf(command.u.model.path, sizeof command.u.model.path, "%s", path);
+    snprintf(command.u.model.policy, sizeof command.u.model.policy, "%s", policy);
+    command.u.model.dtype = DTYPE_F32;
+    return command;
+}
+
 static void execute(struct engine *engine, enum command_kind kind, const char *path, const char *policy)
 {
     struct err err = ERR_INIT;
     struct command_result result = {0};
-    struct command command = {.kind = kind, .yes = true};
-    snprintf(command.u.model.path, sizeof command.u.model.path, "%s", path);
-    snprintf(command.u.model.policy, sizeof command.u.model.policy, "%s", policy);
+    struct command command = command_of(kind, path, policy);
     if (!engine_execute(engine, &command, &result, &err))
         fail(&err);
 }
@@ -195,6 +216,8 @@ static int attempt(struct engine *engine, const struct faulted *f, int32_t victi
                 err_line(&err, line, sizeof line));
     if (right && mine.done && engine->state == STATE_RUNNING)
         execute(engine, COMMAND_PAUSE, "", "");
+    if (right && mine.done && strcmp(before.layout, after.layout) != 0)
+        execute(engine, COMMAND_SET_LAYOUT, before.layout, "");
     if (right && mine.done)
         execute(engine, COMMAND_CHECKPOINT_LOAD, f->base, "");
     else if (right) /* what stood before a refused save, still stands */
@@ -217,24 +240,6 @@ static bool try_command(struct engine *engine, const struct faulted *f)
     if (engine->comm->rank == 0)
         fprintf(stderr, "%s: %lld faults\n", f->name, (long long)struck);
     return true;
-}
-
-static struct command command_of(enum command_kind kind, const char *path, const char *policy)
-{
-    struct command command = {.kind = kind, .yes = true};
-    if (kind == COMMAND_SET_OPTIMIZER) {
-        snprintf(command.u.set_optimizer.policy, sizeof command.u.set_optimizer.policy, "%s", policy);
-        command.u.set_optimizer.at_step = -1;
-        return command;
-    }
-    if (kind == COMMAND_EVALUATE) {
-        snprintf(command.u.evaluate.data, sizeof command.u.evaluate.data, "%s", path);
-        return command;
-    }
-    snprintf(command.u.model.path, sizeof command.u.model.path, "%s", path);
-    snprintf(command.u.model.policy, sizeof command.u.model.policy, "%s", policy);
-    command.u.model.dtype = DTYPE_F32;
-    return command;
 }
 
 static struct command train_command(const char *recipe)
@@ -308,6 +313,7 @@ static int run_all(struct engine *engine, char **argv)
         {"set-optimizer", "run", command_of(COMMAND_SET_OPTIMIZER, "", "fp24-q8"), false},
         {"set-optimizer, other compute", "run",
          command_of(COMMAND_SET_OPTIMIZER, "", "bf16-kahan+compute=bf16"), false},
+        {"set-layout", "run", command_of(COMMAND_SET_LAYOUT, "c2", ""), false},
         {"checkpoint save", "run", command_of(COMMAND_CHECKPOINT_SAVE, "run", ""), false},
         {"checkpoint verify", "run", command_of(COMMAND_CHECKPOINT_VERIFY, "run", ""), false},
         {"checkpoint load", "idle", command_of(COMMAND_CHECKPOINT_LOAD, "run", ""), false},
