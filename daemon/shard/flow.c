@@ -4,44 +4,10 @@
 
 /* ---- pieces ---- */
 
-static int compare_int64(int64_t a, int64_t b)
+static bool same_elements(const struct piece *a, const struct piece *b)
 {
-    return (a > b) - (a < b);
-}
-
-/* 0 where both are the same elements. */
-static int compare_elements(const struct piece *a, const struct piece *b)
-{
-    const int64_t keys[][2] = {{a->tensor, b->tensor},     {a->map.index, b->map.index},
-                               {a->elements, b->elements}, {a->map.column, b->map.column},
-                               {a->map.run, b->map.run},   {a->map.stride, b->map.stride}};
-    int order = 0;
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0] && order == 0; i++)
-        order = compare_int64(keys[i][0], keys[i][1]);
-    return order;
-}
-
-/* Pieces lie in the order of their ranks. */
-static int compare_places(const void *left, const void *right)
-{
-    const struct piece *a = *(struct piece *const *)left, *b = *(struct piece *const *)right;
-    int order = compare_elements(a, b);
-    return order != 0 ? order : (a > b) - (a < b);
-}
-
-bool pieces_mark_copies(struct pieces *pieces)
-{
-    int64_t count = pieces->first[pieces->ranks];
-    struct piece **sorted = malloc((size_t)(count + 1) * sizeof *sorted);
-    if (!sorted)
-        return false;
-    for (int64_t i = 0; i < count; i++)
-        sorted[i] = &pieces->all[i];
-    qsort(sorted, (size_t)count, sizeof *sorted, compare_places);
-    for (int64_t i = 0; i < count; i++)
-        sorted[i]->copy = i > 0 && compare_elements(sorted[i - 1], sorted[i]) == 0;
-    free(sorted);
-    return true;
+    return a->tensor == b->tensor && a->elements == b->elements && a->map.index == b->map.index &&
+           a->map.column == b->map.column && a->map.run == b->map.run && a->map.stride == b->map.stride;
 }
 
 void pieces_done(struct pieces *pieces)
@@ -132,7 +98,7 @@ void flow_init(struct flow *flow, const struct pieces *before, int32_t sender, c
         flow->arrays[i] = arrays[i];
 }
 
-/* The receiver keeps what it held, and takes the rest from the lowest holder. */
+/* The receiver keeps what it held, and takes the rest from who speaks for it. */
 static bool is_sent(const struct flow *flow, const struct piece *from)
 {
     const struct piece *own;
@@ -142,7 +108,7 @@ static bool is_sent(const struct flow *flow, const struct piece *from)
         return false;
     int64_t count = pieces_of_tensor(flow->before, flow->receiver, from->tensor, &own);
     for (int64_t i = 0; i < count; i++)
-        if (compare_elements(&own[i], from) == 0)
+        if (same_elements(&own[i], from))
             return false;
     return true;
 }

@@ -4,7 +4,7 @@
  *
  * A piece is a segment of the optimizer as every rank knows it. The pieces of a rank ascend in the table's
  * order and so in the global element index. Under one layout two ranks hold the same elements as equal
- * pieces, or none in common: the lowest of the holders sends, and who has held an element itself takes its
+ * pieces, or none in common: the one that is no copy is sent, and who has held an element itself takes its
  * own.
  *
  * Pure: no device, no MPI. */
@@ -19,7 +19,7 @@ struct piece {
     struct index_map map; /* to global indices */
     int64_t elements;
     int32_t tensor, unit, segment;
-    int32_t copy; /* a lower rank holds the same */
+    int32_t copy; /* optimizer_segment.copy */
 };
 
 struct pieces { /* of all ranks under one layout */
@@ -28,8 +28,6 @@ struct pieces { /* of all ranks under one layout */
     struct piece *all; /* all[first[ranks]] */
 };
 
-/* Sets `copy` in all pieces. False: no memory. */
-bool pieces_mark_copies(struct pieces *pieces) MUST_USE;
 void pieces_done(struct pieces *pieces); /* zeroed: fine */
 /* Those of a tensor on a rank; returns how many. */
 int64_t pieces_of_tensor(const struct pieces *pieces, int32_t rank, int32_t tensor,

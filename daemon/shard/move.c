@@ -30,15 +30,15 @@ static void list_pieces(const struct optimizer *o, struct piece *pieces)
                                            .elements = segment->elements,
                                            .tensor = segment->tensor,
                                            .unit = u,
-                                           .segment = s};
+                                           .segment = s,
+                                           .copy = segment->copy};
             INVARIANT(count == 0 || pieces[count - 1].tensor <= pieces[count].tensor);
             count++;
         }
 }
 
-/* Every rank's, on every rank. All ranks make the same collectives, whatever fails on one. */
-static bool gather_pieces(struct pieces *pieces, struct comm *world, const struct optimizer *o,
-                          struct err *err)
+/* Every rank's, on every rank. */
+static void gather_pieces(struct pieces *pieces, struct comm *world, const struct optimizer *o)
 {
     size_t ranks = (size_t)world->ranks;
     int64_t mine = count_pieces(o), *counts = malloc(ranks * sizeof *counts);
@@ -58,7 +58,6 @@ static bool gather_pieces(struct pieces *pieces, struct comm *world, const struc
     }
     free(counts);
     free(own);
-    return pieces_mark_copies(pieces) || err_set(err, ERR_MEMORY, "no memory to sort the list of pieces");
 }
 
 /* What comes here is every element of every piece, once. */
@@ -85,9 +84,8 @@ bool move_reserve(struct move *move, struct comm *world, const struct optimizer 
 {
     *move = (struct move){0};
     INVARIANT(policy_equal(&from->policy, &to->policy) && from->tensor_count == to->tensor_count);
-    bool gathered = gather_pieces(&move->before, world, from, err);
-    if (!gather_pieces(&move->after, world, to, err) || !gathered)
-        return false;
+    gather_pieces(&move->before, world, from);
+    gather_pieces(&move->after, world, to);
     flow_arrays(&from->policy, move->arrays);
     for (int32_t r = 0; r < world->ranks; r++) {
         struct flow flow;

@@ -72,7 +72,8 @@ static int64_t cut(const struct model_config *config, const struct layout *layou
                                                  .elements = to - from,
                                                  .tensor = table.units[u].first + i,
                                                  .unit = u,
-                                                 .segment = i};
+                                                 .segment = i,
+                                                 .copy = p->holder > 0 || (u == 0 && at.p > 0)};
         }
     }
     param_table_done(&table);
@@ -100,7 +101,6 @@ static struct side side_make(const struct model_config *config, const struct lay
     for (int32_t r = 0; r < RANKS; r++)
         side.pieces.first[r + 1] =
             side.pieces.first[r] + cut(config, layout, r, pieces + side.pieces.first[r]);
-    assert_true(pieces_mark_copies(&side.pieces));
     for (int64_t i = 0; i < side.pieces.first[RANKS]; i++)
         for (int a = 0; a < FLOW_ARRAYS; a++) {
             int64_t count = value_count(&pieces[i], arrays[a]);
@@ -207,32 +207,8 @@ static void from_any_layout_to_any(void **state)
         }
 }
 
-/* The lowest of equal holders sends; the others keep theirs. */
-static void copies_are_marked(void **state)
-{
-    (void)state;
-    struct model_config config = config_of(true);
-    struct flow_array arrays[FLOW_ARRAYS] = {{1, 1}};
-    struct layout layout = {.d = 1, .t = 4, .p = 2, .c = 1};
-    struct side side = side_make(&config, &layout, arrays, true);
-    const struct piece *piece;
-    for (int32_t rank = 0; rank < 8; rank++) {
-        int32_t k_proj = 1 + 2, norm = 1, t = rank % 4, stage = rank / 4; /* rows of QWEN3_BLOCK_ROWS */
-        assert_int_equal(pieces_of_tensor(&side.pieces, rank, norm, &piece), stage == 0);
-        if (stage == 0) {
-            assert_int_equal(piece->copy, t > 0);
-            assert_int_equal(pieces_of_tensor(&side.pieces, rank, k_proj, &piece), 1);
-            assert_int_equal(piece->copy, t % 2); /* 2 key-value heads over 4 ranks */
-        }
-        assert_int_equal(pieces_of_tensor(&side.pieces, rank, 0, &piece), 1);
-        assert_int_equal(piece->copy, stage > 0); /* a tied embedding on both ends */
-    }
-    side_done(&side);
-}
-
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(copies_are_marked),
-                                       cmocka_unit_test(from_any_layout_to_any)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(from_any_layout_to_any)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
