@@ -11,21 +11,30 @@ static size_t rope_bytes(const struct model *model, int64_t positions)
     return (size_t)(positions * (model->config.head_dim / 2)) * sizeof(float);
 }
 
-bool model_init(struct model *model, const struct model_config *config, enum dtype compute, bool recompute,
-                struct device *device, struct err *err)
+bool model_init_piece(struct model *model, const struct model_config *config, struct tensor_place place,
+                      enum dtype compute, bool recompute, struct device *device, struct err *err)
 {
     INVARIANT(compute == DTYPE_F32 || compute == DTYPE_BF16);
     struct model made = {.config = *config,
                          .compute = compute,
                          .recompute = recompute,
                          .context = {.ranks = 1},
+                         .tensor = place,
                          .device = device};
-    if (!param_table_init(&made.params, config, err) || !tape_init(&made.tape, config->layers, err)) {
+    if (!param_table_init_piece(&made.params, config, place, err) ||
+        !tape_init(&made.tape, config->layers, err)) {
         model_done(&made);
         return false;
     }
     *model = made;
     return true;
+}
+
+bool model_init(struct model *model, const struct model_config *config, enum dtype compute, bool recompute,
+                struct device *device, struct err *err)
+{
+    return model_init_piece(model, config, (struct tensor_place){.ranks = 1}, compute, recompute, device,
+                            err);
 }
 
 void model_done(struct model *model)
@@ -78,9 +87,10 @@ bool model_reserve_positions(struct model *model, int64_t positions, struct err 
 /* What lies at the bottom of the arenas: log-probabilities, and the stream's gradient or its two buffers. */
 static void run_begin(struct tape *tape)
 {
-    size_t stream_bytes = tape_bytes(tape, tape->model->config.hidden);
+    size_t stream_bytes = tape_bytes(tape, tape_rows(tape), tape->model->config.hidden);
     tape->value_count = tape->record_count = tape->open_count = 0;
     tape->recording = tape->replaying = false;
+    tape->whole = (struct tape_whole){0};
     arena_reset(tape->activations, 0);
     arena_reset(tape->gradients, 0);
     tape->logprob = arena_take(tape->activations, (size_t)tape->batch->tokens * sizeof(float));
@@ -129,7 +139,7 @@ static void run_head(struct tape *tape)
         tape_unit_close(tape);
     tape_unit_close(tape);
     tape_forget(tape, mark);
-    arena_reset(tape->gradients, tape->stream_mark);
+    tape_gradients_reset(tape);
 }
 
 static void run_blocks_back(struct tape *tape)
@@ -147,7 +157,7 @@ static void run_blocks_back(struct tape *tape)
         tape_play(tape, mark.records);
         tape_unit_close(tape);
         tape_forget(tape, mark);
-        arena_reset(tape->gradients, tape->stream_mark);
+        tape_gradients_reset(tape);
     }
 }
 

@@ -65,8 +65,9 @@ static void attention_backward(struct tape *tape, const struct record *r)
     void *dks = alone ? dk : arena_take(tape->gradients, bytes); /* [S][Hk D] */
     void *dvs = alone ? dv : arena_take(tape->gradients, bytes);
     void *scratch = tape_scratch(tape, kernels->attention_backward_scratch(&shape, dtype), &inner);
-    kernels->attention_backward(tape->queue, dq, dks, dvs, tape_gradient_of(r->out), r->out->data, r->saved,
-                                q->data, ks, vs, batch->starts, batch->seen, &shape, dtype, scratch);
+    kernels->attention_backward(tape->queue, dq, dks, dvs, tape_gradient_of(tape, r->out), r->out->data,
+                                r->saved, q->data, ks, vs, batch->starts, batch->seen, &shape, dtype,
+                                scratch);
     arena_reset(tape->gradients, inner);
     return_keys(tape, dk, dks, k);
     return_keys(tape, dv, dvs, v);
@@ -78,7 +79,7 @@ struct value *op_attention(struct tape *tape, struct value *q, struct value *k, 
     const struct kernels *kernels = tape->kernels;
     enum dtype dtype = tape->model->compute;
     struct attention_shape shape = shape_of(tape, q, k);
-    struct value *out = tape_value(tape, q->columns, TAPE_KEPT); /* [T][Hq][D] */
+    struct value *out = tape_value(tape, q->rows, q->columns, TAPE_KEPT); /* [T][Hq][D] */
     float *lse =
         arena_take(tape->activations, (size_t)(shape.tokens * shape.q_heads) * sizeof *lse); /* [T][Hq] */
     size_t mark = arena_mark(tape->gradients), inner;

@@ -12,11 +12,23 @@ void tape_product(struct tape *tape, void *out, const void *a, const void *b, in
     arena_reset(tape->gradients, mark);
 }
 
-/* out [T][rows] = x [T][columns] w [rows][columns]^T */
-static void linear_forward(struct tape *tape, void *out, const void *x, const struct param *w)
+/* A piece of a weight's columns makes a part of each of its rows' sums. */
+static bool sums_over_ranks(const struct param *w)
 {
-    tape_product(tape, out, x, tape_weight(tape, w), tape->batch->tokens, w->rows, w->columns,
+    return w->columns < w->whole_columns;
+}
+
+/* out [T][rows] = x [T][columns] w [rows][columns]^T; where the ranks' products add up, this rank's rows of
+ * it */
+static void linear_forward(struct tape *tape, void *out, struct value *x, const struct param *w)
+{
+    const void *all = tape_whole(tape, x);
+    size_t mark;
+    void *part = sums_over_ranks(w) ? tape_part(tape, out, w->rows, &mark) : out;
+    tape_product(tape, part, all, tape_weight(tape, w), tape->batch->tokens, w->rows, w->columns,
                  tape->model->compute, MATMUL_B_TRANSPOSED);
+    if (sums_over_ranks(w))
+        tape_part_sum(tape, out, part, w->rows, mark);
 }
 
 /* dw = dout^T x, dx = dout w */
@@ -25,19 +37,23 @@ static void linear_backward(struct tape *tape, const struct record *r)
     const struct param *w = r->weight;
     struct value *x = r->in[0];
     int64_t T = tape->batch->tokens;
-    const void *dout = tape_gradient_of(r->out);
     bool add;
-    tape_product(tape, tape_weight_gradient(tape, w), dout, x->data, w->rows, w->columns, T, DTYPE_F32,
+    const void *all = tape_whole(tape, x);
+    void *dx = tape_whole_gradient(tape, x, &add);
+    size_t mark = arena_mark(tape->gradients);
+    const void *dout = tape_gradient_whole(tape, r->out);
+    tape_product(tape, tape_weight_gradient(tape, w), dout, all, w->rows, w->columns, T, DTYPE_F32,
                  MATMUL_A_TRANSPOSED);
-    void *dx = tape_gradient(tape, x, &add);
     tape_product(tape, dx, dout, tape_weight(tape, w), T, w->columns, w->rows, tape->model->compute,
                  add ? MATMUL_ADD : 0);
+    arena_reset(tape->gradients, mark);
 }
 
 struct value *op_linear(struct tape *tape, struct value *x, const struct param *w, enum tape_life life)
 {
-    struct value *out = tape_value(tape, w->rows, life);
-    linear_forward(tape, out->data, x->data, w);
+    int64_t rows = sums_over_ranks(w) ? tape_rows(tape) : tape->batch->tokens;
+    struct value *out = tape_value(tape, rows, w->rows, life);
+    linear_forward(tape, out->data, x, w);
     tape_record(tape, (struct record){.backward = linear_backward, .in = {x}, .out = out, .weight = w});
     return out;
 }
@@ -54,12 +70,12 @@ void op_linear_add(struct tape *tape, struct value *out, struct value *x, struct
                    const struct param *w)
 {
     if (!tape->replaying) { /* the next block's input was kept */
-        size_t mark;
-        void *product = tape_scratch(tape, tape_bytes(tape, w->rows), &mark);
-        linear_forward(tape, product, a->data, w);
-        tape->kernels->add(tape->queue, out->data, x->data, product, tape->batch->tokens * w->rows,
+        void *product = arena_take(tape->gradients, tape_bytes(tape, out->rows, w->rows));
+        linear_forward(tape, product, a, w);
+        tape->kernels->add(tape->queue, out->data, x->data, product, out->rows * w->rows,
                            tape->model->compute);
-        arena_reset(tape->gradients, mark);
+        tape_gradients_reset(tape); /* the block's normed input had all its rows here; in a replay the
+                                       backward wants them next */
     }
     tape_record(tape,
                 (struct record){.backward = linear_add_backward, .in = {a, x}, .out = out, .weight = w});

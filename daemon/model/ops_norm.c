@@ -6,8 +6,8 @@
 static void norm_backward(struct tape *tape, const struct record *r, struct value *x)
 {
     const struct kernels *kernels = tape->kernels;
-    int64_t rows = tape->batch->tokens * r->heads, n = x->columns / r->heads;
-    const void *dout = tape_gradient_of(r->out);
+    int64_t rows = x->rows * r->heads, n = x->columns / r->heads;
+    const void *dout = tape_gradient_of(tape, r->out);
     bool add;
     if (!x->gradient)
         x->gradient = r->out->gradient;
@@ -27,9 +27,9 @@ static void rmsnorm_backward(struct tape *tape, const struct record *r)
 
 struct value *op_rmsnorm(struct tape *tape, struct value *x, int64_t heads, const struct param *w)
 {
-    int64_t rows = tape->batch->tokens * heads;
-    struct value *out = tape_value(tape, x->columns, TAPE_KEPT);
-    float *rstd = arena_take(tape->activations, (size_t)rows * sizeof *rstd); /* [T][heads] */
+    int64_t rows = x->rows * heads;
+    struct value *out = tape_value(tape, x->rows, x->columns, TAPE_KEPT);
+    float *rstd = arena_take(tape->activations, (size_t)rows * sizeof *rstd); /* [rows][heads] */
     tape->kernels->rmsnorm_forward(tape->queue, out->data, rstd, x->data, tape_weight(tape, w), rows,
                                    x->columns / heads, (float)tape->model->config.rms_eps,
                                    tape->model->compute);
@@ -46,7 +46,7 @@ static void add_rmsnorm_backward(struct tape *tape, const struct record *r)
     struct value *x = r->in[0], *a = r->in[1], *sum = r->in[2];
     INVARIANT(x->gradient == sum->gradient && !a->gradient);
     norm_backward(tape, r, sum);
-    arena_reset(tape->gradients, tape->stream_mark);
+    tape_gradients_reset(tape);
     a->gradient = sum->gradient;
     a->written = x->written = true;
 }
@@ -54,14 +54,14 @@ static void add_rmsnorm_backward(struct tape *tape, const struct record *r)
 struct value *op_add_rmsnorm(struct tape *tape, struct value **sum, struct value *x, struct value *a,
                              const struct param *w)
 {
-    int64_t T = tape->batch->tokens;
+    int64_t rows = x->rows;
     struct value *stream = tape_stream(tape);
-    struct value *out = tape_value(tape, x->columns, TAPE_KEPT);
-    float *rstd = arena_take(tape->activations, (size_t)T * sizeof *rstd); /* [T] */
+    struct value *out = tape_value(tape, rows, x->columns, TAPE_KEPT);
+    float *rstd = arena_take(tape->activations, (size_t)rows * sizeof *rstd); /* [rows] */
     tape->kernels->add_rmsnorm_forward(tape->queue, stream->data, out->data, rstd, x->data, a->data,
-                                       tape_weight(tape, w), T, x->columns,
+                                       tape_weight(tape, w), rows, x->columns,
                                        (float)tape->model->config.rms_eps, tape->model->compute);
-    arena_reset(tape->gradients, tape->stream_mark); /* a was passing */
+    tape_gradients_reset(tape); /* a was passing */
     tape_record(tape, (struct record){.backward = add_rmsnorm_backward,
                                       .in = {x, a, stream},
                                       .out = out,

@@ -13,7 +13,7 @@
 
 /* One letter of the shapes: how long it is, and which part of it is this rank's. */
 struct letter {
-    int64_t whole, first, count;
+    int64_t whole, first, count, most; /* most: the largest part of any rank */
     int32_t holders, holder; /* ranks with the same part; holders is 1 where every rank has its own */
     bool cut;
 };
@@ -31,7 +31,7 @@ static int64_t align_up(int64_t elements)
 
 static struct letter uncut(int64_t whole)
 {
-    return (struct letter){.whole = whole, .count = whole};
+    return (struct letter){.whole = whole, .count = whole, .most = whole};
 }
 
 /* `parts` equal parts of the letter, of which each rank takes as many; or, where ranks are more, each part is
@@ -48,6 +48,7 @@ static struct letter cut_evenly(int64_t whole, int64_t parts, struct tensor_plac
         letter.count = whole / parts;
         letter.first = letter.count * (place.rank / letter.holders);
     }
+    letter.most = letter.count;
     return letter;
 }
 
@@ -58,6 +59,7 @@ static struct letter cut_short(int64_t whole, struct tensor_place place)
     int64_t each = (whole + place.ranks - 1) / place.ranks;
     letter.first = each * place.rank;
     letter.count = whole - letter.first < each ? whole - letter.first : each;
+    letter.most = each;
     return letter;
 }
 
@@ -95,7 +97,7 @@ static void add_unit(struct param_table *table, const struct row *rows, int32_t 
             snprintf(param->name, sizeof param->name, "%s", rows[i].name);
         else
             snprintf(param->name, sizeof param->name, "model.layers.%" PRId64 ".%s", layer, rows[i].name);
-        unit->elements += align_up(param->elements);
+        unit->elements += align_up(rows[i].rows->most * (param->columns ? rows[i].columns->most : 1));
         table->elements += param->elements;
         table->whole_elements += param_whole_elements(param);
     }

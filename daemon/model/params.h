@@ -10,7 +10,8 @@
  * Under tensor parallelism (Shoeybi et al. 2019) a rank's table holds its pieces. A tensor is cut where a
  * letter of its shape is: Q and K by heads, F, and V, along rows or columns alike; C and D are never cut.
  * Everything that is not cut, the norms, is held by all t ranks, and a KV head by t / Hk of them where t
- * exceeds Hk: their gradients are partial sums, added over those ranks, and count once in the norm. */
+ * exceeds Hk: their gradients are partial sums, added over those ranks, and count once in the norm. Offsets are
+ * the same on all ranks of the group: behind a shorter piece the gap is wider. */
 #pragma once
 
 #include "bounds.h"

@@ -110,11 +110,12 @@ static struct value *add_value(struct tape *tape, struct value value)
     return place;
 }
 
-struct value *tape_value(struct tape *tape, int64_t columns, enum tape_life life)
+struct value *tape_value(struct tape *tape, int64_t rows, int64_t columns, enum tape_life life)
 {
     struct arena *arena = life == TAPE_KEPT ? tape->activations : tape->gradients;
     return add_value(tape, (struct value){
-                               .data = arena_take(arena, tape_bytes(tape, columns)),
+                               .data = arena_take(arena, tape_bytes(tape, rows, columns)),
+                               .rows = rows,
                                .columns = columns,
                            });
 }
@@ -124,6 +125,7 @@ static struct value *add_stream(struct tape *tape, void *data)
     return add_value(tape, (struct value){
                                .data = data,
                                .gradient = tape->stream_gradient,
+                               .rows = tape_rows(tape),
                                .columns = tape->model->config.hidden,
                                .stream = true,
                            });
@@ -131,7 +133,8 @@ static struct value *add_stream(struct tape *tape, void *data)
 
 struct value *tape_stream(struct tape *tape)
 {
-    return add_stream(tape, arena_take(tape->activations, tape_bytes(tape, tape->model->config.hidden)));
+    size_t bytes = tape_bytes(tape, tape_rows(tape), tape->model->config.hidden);
+    return add_stream(tape, arena_take(tape->activations, bytes));
 }
 
 struct value *tape_block_output(struct tape *tape)
@@ -145,16 +148,16 @@ struct value *tape_block_output(struct tape *tape)
 void *tape_gradient(struct tape *tape, struct value *value, bool *add)
 {
     if (!value->gradient)
-        value->gradient = arena_take(tape->gradients, tape_bytes(tape, value->columns));
+        value->gradient = arena_take(tape->gradients, tape_bytes(tape, value->rows, value->columns));
     *add = value->written;
     value->written = true;
     return value->gradient;
 }
 
-const void *tape_gradient_of(const struct value *value)
+void tape_gradients_reset(struct tape *tape)
 {
-    INVARIANT(value->written);
-    return value->gradient;
+    arena_reset(tape->gradients, tape->stream_mark);
+    tape->whole = (struct tape_whole){0};
 }
 
 void tape_record(struct tape *tape, struct record record)

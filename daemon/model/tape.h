@@ -21,7 +21,7 @@
 
 /* One packed micro-batch on the device. All pointers device memory, tokens (rows) T including padding. */
 struct batch {
-    int64_t tokens; /* T, a multiple of 64 */
+    int64_t tokens; /* T, a multiple of 64, which t divides */
     int64_t sequences, longest;
     int64_t used_tokens;      /* without the padding */
     int64_t labelled;         /* rows with a label */
@@ -76,9 +76,10 @@ struct tape_plan {
 struct model {
     struct model_config config;
     struct param_table params;
-    enum dtype compute;        /* DTYPE_F32 or DTYPE_BF16 */
-    bool recompute;            /* by block */
-    struct tape_place context; /* one rank alone, unless set after model_init */
+    enum dtype compute;         /* DTYPE_F32 or DTYPE_BF16 */
+    bool recompute;             /* by block */
+    struct tape_place context;  /* one rank alone, unless set after model_init */
+    struct tensor_place tensor; /* of whose pieces params speaks */
     float *rope_cosines,
         *rope_sines; /* device, [positions planned][head_dim/2] fp32, formed as transformers forms them */
     int64_t rope_positions;
@@ -86,9 +87,12 @@ struct model {
     struct tape *tape; /* host memory: the records of the run under way, reused by every run */
 };
 
-/* Takes the RoPE tables for sequences of up to `positions` tokens. */
 bool model_init(struct model *model, const struct model_config *config, enum dtype compute, bool recompute,
                 struct device *device, struct err *err) MUST_USE;
+/* One rank's pieces of a tensor group's model; ERR_INVALID where they do not fit (params.h). */
+bool model_init_piece(struct model *model, const struct model_config *config, struct tensor_place place,
+                      enum dtype compute, bool recompute, struct device *device, struct err *err) MUST_USE;
+/* Takes the RoPE tables for sequences of up to `positions` tokens. */
 bool model_reserve_positions(struct model *model, int64_t positions, struct err *err) MUST_USE;
 void model_done(struct model *model);
 
