@@ -49,6 +49,8 @@ static bool make_parts(struct engine *engine, struct body *body, const struct mo
     int64_t bytes = shard_bytes(&body->model.params, config->tied, &options, engine->groups.shard.ranks);
     bytes += (int64_t)((double)body->model.params.elements * policy_bytes_per_parameter(policy) /
                        engine->groups.shard.ranks);
+    if (policy_stores_copy(policy))
+        bytes -= shard_lent_bytes(&body->model.params, &options, engine->groups.shard.ranks);
     bool made =
         host_memory_fits(bytes, engine->comm->local_ranks, "the model with its optimizer state", err) &&
         shard_init(&body->shard, &engine->groups.shard, engine->device, &body->model.params, config->tied,
@@ -79,16 +81,12 @@ bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, st
     struct shard_options options = engine_shard_options(engine, &body->optimizer.policy, groups);
     if (options.levels <= body->shard.options.levels)
         return true;
-    struct shard deeper;
-    err_keeps(shard_init(&deeper, &engine->groups.shard, engine->device, &body->model.params,
-                         body->model.config.tied, &options, err));
-    if (!comm_agree(engine->comm, err)) {
-        shard_done(&deeper);
-        return false;
-    }
-    shard_done(&body->shard);
-    body->shard = deeper;
-    return true;
+    int32_t before = body->shard.options.levels;
+    err_keeps(shard_deepen(&body->shard, options.levels, err));
+    if (comm_agree(engine->comm, err))
+        return true;
+    shard_flatten(&body->shard, before);
+    return false;
 }
 
 void body_done(struct body *body)

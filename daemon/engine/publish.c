@@ -150,7 +150,7 @@ void engine_rows(const struct engine *engine, shard_row_fn row, void *context)
     if (engine->has_body) {
         const struct model *m = &engine->body.model;
         add_optimizer(engine, row, context);
-        shard_rows(&engine->body.shard, row, context);
+        shard_rows(&engine->body.shard, &engine->body.optimizer, row, context);
         row(context, "rope", "table", DTYPE_F32, m->rope_positions * m->config.head_dim,
             m->rope_positions * m->config.head_dim * 4);
     }

@@ -22,7 +22,8 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
     swap->reshards = options.compute != now->compute || options.accumulate != now->accumulate ||
                      options.reduce != now->reduce || options.levels > now->levels;
     swap->replans = engine->has_run && policy->compute != body->model.compute;
-    int64_t more = optimizer_convert_bytes(&body->optimizer, policy);
+    bool lends = policy_stores_copy(policy) && shard_keeps_gathered(&options, engine->groups.shard.ranks);
+    int64_t more = optimizer_convert_bytes(&body->optimizer, policy, lends);
     if (swap->reshards)
         more += shard_bytes(&body->model.params, tied, &options, engine->groups.shard.ranks);
     swap->bytes_more = more;
@@ -33,9 +34,10 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
         return err_hint(err,
                         "leaves are summed in fp32: drop accumulate=bf16, or start trainerd without --lanes");
     }
-    return optimizer_convert_reserve(&body->optimizer, policy, &swap->conversion, err) &&
-           (!swap->reshards || shard_init(&swap->shard, &engine->groups.shard, engine->device,
-                                          &body->model.params, tied, &options, err));
+    struct shard *next = swap->reshards ? &swap->shard : &body->shard;
+    return (!swap->reshards || shard_init(next, &engine->groups.shard, engine->device, &body->model.params,
+                                          tied, &options, err)) &&
+           optimizer_convert_reserve(&body->optimizer, policy, &next->copies, &swap->conversion, err);
 }
 
 bool swap_reserve(struct engine *engine, struct swap *swap, const struct policy *policy, int64_t groups,

@@ -1,28 +1,41 @@
 /* Arrays of one part of a unit: allocate, release, view. */
 #include "arrays.h"
 
-bool arrays_allocate(struct device *device, const struct policy *policy, enum state_part part,
-                     int64_t elements, void *arrays[2])
+void *arrays_lent(const struct policy *policy, const struct optimizer_copies *copies, int32_t unit,
+                  int64_t elements)
 {
-    arrays[0] = arrays[1] = NULL;
-    for (int extra = 0; extra < 2; extra++) {
-        int64_t bytes = array_bytes(array_dtype(policy, part, extra), part, extra, elements);
-        if (bytes == 0)
-            continue;
-        arrays[extra] = device_allocate(device, (size_t)bytes);
-        if (!arrays[extra]) {
-            arrays_release(device, policy, part, elements, arrays);
-            return false;
-        }
-    }
-    return true;
+    if (!copies || elements == 0 || !policy_stores_copy(policy))
+        return NULL;
+    INVARIANT(copies->dtype == policy->compute);
+    return copies->units[unit];
+}
+
+bool arrays_allocate_one(struct device *device, const struct policy *policy, enum state_part part, bool extra,
+                         int64_t elements, void *lent, void *arrays[2])
+{
+    int64_t bytes = array_bytes(array_dtype(policy, part, extra), part, extra, elements);
+    bool lends = part == STATE_W && !extra && lent;
+    arrays[extra] = lends ? lent : bytes > 0 ? device_allocate(device, (size_t)bytes) : NULL;
+    return arrays[extra] || bytes == 0;
+}
+
+bool arrays_allocate(struct device *device, const struct policy *policy, enum state_part part,
+                     int64_t elements, void *lent, void *arrays[2])
+{
+    arrays[1] = NULL;
+    if (arrays_allocate_one(device, policy, part, false, elements, lent, arrays) &&
+        arrays_allocate_one(device, policy, part, true, elements, lent, arrays))
+        return true;
+    arrays_release(device, policy, part, elements, lent, arrays);
+    return false;
 }
 
 void arrays_release(struct device *device, const struct policy *policy, enum state_part part,
-                    int64_t elements, void *arrays[2])
+                    int64_t elements, void *lent, void *arrays[2])
 {
     for (int extra = 0; extra < 2; extra++) {
-        if (arrays[extra])
+        bool lends = part == STATE_W && !extra && lent;
+        if (arrays[extra] && !lends)
             device_release(device, arrays[extra],
                            (size_t)array_bytes(array_dtype(policy, part, extra), part, extra, elements));
         arrays[extra] = NULL;

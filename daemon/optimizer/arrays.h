@@ -25,12 +25,20 @@ static inline int64_t array_bytes(enum dtype dtype, enum state_part part, bool e
     return dtype == DTYPE_COUNT ? 0 : array_elements(part, extra, elements) * (int64_t)dtype_bytes(dtype);
 }
 
-/* Both arrays of one part, zeroed; NULL where the format has none or elements is 0. On failure neither stays.
- */
+/* Where the model's copy lends a unit's w its memory, or NULL: see struct optimizer_plan. */
+void *arrays_lent(const struct policy *policy, const struct optimizer_copies *copies, int32_t unit,
+                  int64_t elements);
+
+/* One array of one part, zeroed; NULL where the format has none or elements is 0. lent: what arrays_lent says
+ * of the unit, which w's main array then is. False where memory is short. */
+bool arrays_allocate_one(struct device *device, const struct policy *policy, enum state_part part, bool extra,
+                         int64_t elements, void *lent, void *arrays[2]) MUST_USE;
+/* Both. On failure neither stays. */
 bool arrays_allocate(struct device *device, const struct policy *policy, enum state_part part,
-                     int64_t elements, void *arrays[2]) MUST_USE;
+                     int64_t elements, void *lent, void *arrays[2]) MUST_USE;
+/* Those that are there; forgets what is lent. */
 void arrays_release(struct device *device, const struct policy *policy, enum state_part part,
-                    int64_t elements, void *arrays[2]);
+                    int64_t elements, void *lent, void *arrays[2]);
 void arrays_zero(struct device *device, const struct policy *policy, enum state_part part, int64_t elements,
                  void *arrays[2]);
 

@@ -1,6 +1,10 @@
 /* From one policy to another, between two steps. A part whose two formats store values alike (bf16 and bf16s)
  * keeps its arrays; every other part is read to fp32 and written in the new format, chunk by chunk, and what
- * reading gives afterwards is compared with what it gave before. */
+ * reading gives afterwards is compared with what it gave before.
+ *
+ * w may lie in memory that the model's copies lend (struct optimizer_plan), so it may have to go elsewhere
+ * without changing its format; and where both formats are lent the same memory each chunk is read before it
+ * is written. */
 #include "optimizer.h"
 
 #include "arrays.h"
@@ -29,30 +33,63 @@ static bool part_changes(const struct policy *from, const struct policy *to, enu
     return a != b && !(plain && to_plain);
 }
 
-int64_t optimizer_convert_bytes(const struct optimizer *optimizer, const struct policy *policy)
+static int64_t part_bytes(const struct optimizer *optimizer, const struct policy *policy,
+                          enum state_part part, bool extra)
 {
     int64_t bytes = 0;
+    for (int32_t u = 0; u < optimizer->unit_count; u++)
+        bytes += array_bytes(array_dtype(policy, part, extra), part, extra, optimizer->units[u].elements);
+    return bytes;
+}
+
+int64_t optimizer_convert_bytes(const struct optimizer *optimizer, const struct policy *policy, bool lends)
+{
+    int64_t bytes = 0;
+    bool any = false, lent = false;
     for (int part = 0; part < STATE_PART_COUNT; part++) {
         if (!part_changes(&optimizer->policy, policy, (enum state_part)part))
             continue;
-        for (int32_t u = 0; u < optimizer->unit_count; u++)
-            for (int extra = 0; extra < 2; extra++)
-                bytes += array_bytes(array_dtype(policy, (enum state_part)part, extra), (enum state_part)part,
-                                     extra, optimizer->units[u].elements);
+        any = true;
+        for (int extra = 0; extra < 2; extra++)
+            if (part != STATE_W || extra || !lends)
+                bytes += part_bytes(optimizer, policy, (enum state_part)part, extra);
     }
-    return bytes > 0 ? bytes + 2 * CHUNK * (int64_t)sizeof(float) : 0;
+    for (int32_t u = 0; u < optimizer->unit_count; u++)
+        lent = lent || optimizer->units[u].lent;
+    if (lent && !lends && !part_changes(&optimizer->policy, policy, STATE_W))
+        bytes += part_bytes(optimizer, policy, STATE_W, false);
+    return any ? bytes + 2 * CHUNK * (int64_t)sizeof(float) : bytes;
 }
 
-static bool reserve_arrays(struct optimizer *optimizer, struct optimizer_conversion *c)
+/* Where each unit's w will lie. */
+static void find_lent(const struct optimizer *optimizer, struct optimizer_conversion *c,
+                      const struct optimizer_copies *copies)
+{
+    for (int32_t u = 0; u < optimizer->unit_count; u++) {
+        c->lent[u] = arrays_lent(&c->policy, copies, u, optimizer->units[u].elements);
+        c->moves = c->moves || c->lent[u] != optimizer->units[u].lent;
+    }
+    c->moves = c->moves && !c->changes[STATE_W];
+}
+
+static bool reserve_arrays(struct optimizer *optimizer, struct optimizer_conversion *c,
+                           const struct optimizer_copies *copies)
 {
     bool any = false;
     for (int part = 0; part < STATE_PART_COUNT; part++) {
         c->changes[part] = part_changes(&optimizer->policy, &c->policy, (enum state_part)part);
         any = any || c->changes[part];
-        for (int32_t u = 0; c->changes[part] && u < optimizer->unit_count; u++)
-            if (!arrays_allocate(optimizer->device, &c->policy, (enum state_part)part,
-                                 optimizer->units[u].elements, c->arrays[u][part]))
+    }
+    find_lent(optimizer, c, copies);
+    for (int32_t u = 0; u < optimizer->unit_count; u++) {
+        int64_t elements = optimizer->units[u].elements;
+        for (int part = 0; part < STATE_PART_COUNT; part++)
+            if (c->changes[part] && !arrays_allocate(optimizer->device, &c->policy, (enum state_part)part,
+                                                     elements, c->lent[u], c->arrays[u][part]))
                 return false;
+        if (c->moves && !arrays_allocate_one(optimizer->device, &c->policy, STATE_W, false, elements,
+                                             c->lent[u], c->arrays[u][STATE_W]))
+            return false;
     }
     if (!any)
         return true;
@@ -64,7 +101,8 @@ static bool reserve_arrays(struct optimizer *optimizer, struct optimizer_convers
 }
 
 bool optimizer_convert_reserve(struct optimizer *optimizer, const struct policy *policy,
-                               struct optimizer_conversion *conversion, struct err *err)
+                               const struct optimizer_copies *copies, struct optimizer_conversion *conversion,
+                               struct err *err)
 {
     for (int32_t u = 0; u < optimizer->unit_count; u++)
         for (int32_t s = 0; s < optimizer->units[u].segment_count; s++)
@@ -72,12 +110,16 @@ bool optimizer_convert_reserve(struct optimizer *optimizer, const struct policy 
                 return false;
     struct optimizer_conversion c = {.policy = *policy};
     c.arrays = calloc((size_t)optimizer->unit_count + 1, sizeof *c.arrays);
-    if (!c.arrays || !reserve_arrays(optimizer, &c)) {
+    c.lent = calloc((size_t)optimizer->unit_count + 1, sizeof *c.lent);
+    if (!c.arrays || !c.lent || !reserve_arrays(optimizer, &c, copies)) {
+        bool lends = false;
+        for (int32_t u = 0; c.lent && u < optimizer->unit_count; u++)
+            lends = lends || c.lent[u];
         optimizer_convert_cancel(optimizer, &c);
         err_set(err, ERR_MEMORY, "the state under %s does not fit beside the one under %s", policy->name,
                 optimizer->policy.name);
         err_why(err, "the conversion takes %" PRId64 " bytes more on this rank while it runs",
-                optimizer_convert_bytes(optimizer, policy));
+                optimizer_convert_bytes(optimizer, policy, lends));
         return err_hint(err, "save a checkpoint, then start again under --policy %s", policy->name);
     }
     *conversion = c;
@@ -86,11 +128,12 @@ bool optimizer_convert_reserve(struct optimizer *optimizer, const struct policy 
 
 void optimizer_convert_cancel(struct optimizer *optimizer, struct optimizer_conversion *c)
 {
-    for (int32_t u = 0; c->arrays && u < optimizer->unit_count; u++)
+    for (int32_t u = 0; c->arrays && c->lent && u < optimizer->unit_count; u++)
         for (int part = 0; part < STATE_PART_COUNT; part++)
             arrays_release(optimizer->device, &c->policy, (enum state_part)part, optimizer->units[u].elements,
-                           c->arrays[u][part]);
+                           c->lent[u], c->arrays[u][part]);
     free(c->arrays);
+    free(c->lent);
     device_release(optimizer->device, c->before, CHUNK * sizeof(float));
     device_release(optimizer->device, c->after, CHUNK * sizeof(float));
     free(c->host_before);
@@ -152,20 +195,40 @@ static void convert_range(struct optimizer *optimizer, struct optimizer_conversi
     }
 }
 
+/* w as it is, to where it will lie; what its format keeps beside it stays. */
+static void move_weights(struct optimizer *optimizer, struct optimizer_conversion *c, int32_t u)
+{
+    struct optimizer_unit *unit = &optimizer->units[u];
+    void **from = unit->arrays[STATE_W], **to = c->arrays[u][STATE_W];
+    if (unit->elements == 0 || from[0] == to[0])
+        return;
+    device_copy(optimizer->device, to[0], from[0],
+                (size_t)array_bytes(array_dtype(&c->policy, STATE_W, false), STATE_W, false, unit->elements));
+    to[1] = from[1];
+    from[1] = NULL;
+    arrays_release(optimizer->device, &optimizer->policy, STATE_W, unit->elements, unit->lent, from);
+    memcpy(from, to, sizeof unit->arrays[STATE_W]);
+    memset(to, 0, sizeof unit->arrays[STATE_W]);
+}
+
 void optimizer_convert_commit(struct optimizer *optimizer, struct optimizer_conversion *c,
                               struct optimizer_loss losses[STATE_PART_COUNT])
 {
     memset(losses, 0, STATE_PART_COUNT * sizeof *losses);
+    for (int32_t u = 0; c->moves && u < optimizer->unit_count; u++)
+        move_weights(optimizer, c, u);
     for (int part = 0; part < STATE_PART_COUNT; part++)
         for (int32_t u = 0; c->changes[part] && u < optimizer->unit_count; u++) {
             struct optimizer_unit *unit = &optimizer->units[u];
             for (int32_t s = 0; s < unit->segment_count; s++)
                 convert_range(optimizer, c, u, &unit->segments[s], (enum state_part)part, &losses[part]);
             arrays_release(optimizer->device, &optimizer->policy, (enum state_part)part, unit->elements,
-                           unit->arrays[part]);
+                           unit->lent, unit->arrays[part]);
             memcpy(unit->arrays[part], c->arrays[u][part], sizeof unit->arrays[part]);
             memset(c->arrays[u][part], 0, sizeof c->arrays[u][part]);
         }
+    for (int32_t u = 0; u < optimizer->unit_count; u++)
+        optimizer->units[u].lent = c->lent[u];
     optimizer->policy = c->policy;
     optimizer_convert_cancel(optimizer, c);
 }

@@ -48,8 +48,9 @@ int64_t optimizer_plan_bytes(const struct optimizer_plan *plan, const struct pol
 /* ---- init and done ---- */
 
 static bool unit_init(struct optimizer *o, struct optimizer_unit *unit,
-                      const struct optimizer_unit_plan *plan, struct err *err)
+                      const struct optimizer_unit_plan *plan, void *lent, struct err *err)
 {
+    unit->lent = lent;
     unit->elements = plan->elements;
     unit->segments = calloc((size_t)plan->segment_count + 1, sizeof *unit->segments);
     if (!unit->segments)
@@ -58,7 +59,7 @@ static bool unit_init(struct optimizer *o, struct optimizer_unit *unit,
         memcpy(unit->segments, plan->segments, (size_t)plan->segment_count * sizeof *unit->segments);
     unit->segment_count = plan->segment_count;
     for (int part = 0; part < STATE_PART_COUNT; part++)
-        if (!arrays_allocate(o->device, &o->policy, (enum state_part)part, unit->elements,
+        if (!arrays_allocate(o->device, &o->policy, (enum state_part)part, unit->elements, lent,
                              unit->arrays[part]))
             return err_set(err, ERR_MEMORY, "the optimizer state does not fit");
     return true;
@@ -101,7 +102,8 @@ bool optimizer_init(struct optimizer *optimizer, struct device *device, const st
     o.units = calloc((size_t)plan->unit_count + 1, sizeof *o.units);
     bool ok = o.units || err_set(err, ERR_MEMORY, "no memory for the list of %d units", plan->unit_count);
     for (int32_t u = 0; ok && u < plan->unit_count; u++)
-        ok = unit_init(&o, &o.units[u], &plan->units[u], err);
+        ok = unit_init(&o, &o.units[u], &plan->units[u],
+                       arrays_lent(policy, plan->copies, u, plan->units[u].elements), err);
     ok = ok && scratch_init(&o, err);
     if (!ok) {
         err_why(err, "%s takes %" PRId64 " bytes on this rank", policy->name,
@@ -120,7 +122,7 @@ void optimizer_done(struct optimizer *optimizer)
         struct optimizer_unit *unit = &optimizer->units[u];
         for (int part = 0; part < STATE_PART_COUNT; part++)
             arrays_release(optimizer->device, &optimizer->policy, (enum state_part)part, unit->elements,
-                           unit->arrays[part]);
+                           unit->lent, unit->arrays[part]);
         free(unit->segments);
     }
     free(optimizer->units);
@@ -174,7 +176,8 @@ void optimizer_update(struct optimizer *optimizer, const struct optimizer_settin
                 continue;
             struct state_view view =
                 arrays_view(&optimizer->policy, optimizer->units[u].arrays, segment->offset);
-            if (copies && copies->units[u]) {
+            bool copied = copies && copies->units[u] && copies->units[u] != optimizer->units[u].lent;
+            if (copied) { /* else w is the copy, or there is none */
                 view.copy = (char *)copies->units[u] + (size_t)segment->offset * dtype_bytes(copies->dtype);
                 view.copy_dtype = copies->dtype;
             }
@@ -199,7 +202,7 @@ void optimizer_compute_copy(struct optimizer *optimizer, int32_t unit, void *to,
 {
     const struct optimizer_unit *u = &optimizer->units[unit];
     struct state_view view = arrays_view(&optimizer->policy, optimizer->units[unit].arrays, 0);
-    if (u->elements > 0)
+    if (u->elements > 0 && to != u->lent)
         optimizer->device->kernels->weight_compute_copy(optimizer->device->queue, to, &view, u->elements,
                                                         dtype);
 }

@@ -47,10 +47,21 @@ struct optimizer_unit_plan {
     const struct optimizer_segment *segments; /* ascending offsets; copied by optimizer_init */
 };
 
+/* What the model computes with, where it stays in memory: of each unit this rank's flat range, device memory,
+ * or NULL. */
+struct optimizer_copies {
+    enum dtype dtype; /* fp32 or bf16 */
+    void **units;     /* [unit_count] */
+};
+
 struct optimizer_plan {
     int32_t unit_count;
     int32_t tensor_count; /* rows of the parameter table */
     const struct optimizer_unit_plan *units;
+    /* Or NULL. Under a policy whose stored w is the copy (policy_stores_copy) the optimizer keeps w there and
+     * allocates none: the memory is lent, zeroed, until optimizer_done or a conversion to other copies; the
+     * struct itself is not kept. */
+    const struct optimizer_copies *copies;
 };
 
 /* Arrays of one unit: [part][0] the main array, [part][1] the extra one (NULL where the format has none). */
@@ -59,6 +70,7 @@ struct optimizer_unit {
     int32_t segment_count;
     struct optimizer_segment *segments;
     void *arrays[STATE_PART_COUNT][2];
+    void *lent; /* arrays[STATE_W][0] where it is the model's copy, and another's memory; else NULL */
 };
 
 struct optimizer {
@@ -76,8 +88,8 @@ struct optimizer {
     size_t scratch_bytes;
 };
 
-/* Bytes that the state of a plan takes under a policy (what optimizer_init allocates on the device, without
- * optimizer_scratch_bytes). Pure. */
+/* Bytes that the state of a plan takes under a policy: what optimizer_init allocates on the device, without
+ * optimizer_scratch_bytes, and what it is lent. Pure. */
 int64_t optimizer_plan_bytes(const struct optimizer_plan *plan, const struct policy *policy);
 
 /* Allocates everything, zeroed (weights too: set them next). t and total_steps start at 0. ERR_MEMORY with
@@ -86,13 +98,6 @@ int64_t optimizer_plan_bytes(const struct optimizer_plan *plan, const struct pol
 bool optimizer_init(struct optimizer *optimizer, struct device *device, const struct policy *policy,
                     const struct optimizer_plan *plan, uint64_t seed, struct err *err) MUST_USE;
 void optimizer_done(struct optimizer *optimizer); /* takes zeroed and half-built ones */
-
-/* Where an update also writes what the model computes with (as optimizer_compute_copy, padding untouched): of
- * each unit its flat range, device memory, or NULL. */
-struct optimizer_copies {
-    enum dtype dtype; /* fp32 or bf16 */
-    void **units;     /* [unit_count] */
-};
 
 /* One AdamW step over every unit (contract, section 1). Cannot fail. Advances t and total_steps first: the
  * first update has t = 1 and draws its random numbers at total step 1.
@@ -104,7 +109,8 @@ struct optimizer_copies {
  * gradients: [unit_count] device arrays of the units' flat ranges in policy.accumulate, NULL for empty units;
  * read only, padding is not read.
  *
- * copies: or NULL.
+ * copies: where it also writes what the model computes with (as optimizer_compute_copy, padding untouched),
+ * or NULL.
  *
  * by_tensor: host, [tensor_count]: this rank's counts, zeros for tensors that do not lie here. */
 void optimizer_update(struct optimizer *optimizer, const struct optimizer_settings *settings, double lr,
@@ -118,7 +124,7 @@ struct update_scalars optimizer_scalars(const struct optimizer_settings *setting
                                         bool decays);
 
 /* to[elements] (dtype fp32 or bf16) = what the model computes with, for the whole flat range, padding as
- * zeros. */
+ * zeros. Nothing to do where `to` is lent: w is there. */
 void optimizer_compute_copy(struct optimizer *optimizer, int32_t unit, void *to, enum dtype dtype);
 
 /* Values in fp32 of elements start … start+count-1 of a segment; start is a multiple of STATE_ALIGNMENT.
@@ -145,7 +151,7 @@ bool optimizer_slice(const struct optimizer *optimizer, int32_t unit, int32_t se
                      bool extra, int64_t start, int64_t count, struct optimizer_slice *slice);
 
 /* Audit adds up: the slices of all segments, the padding of all units (all arrays) and the scratch row are
- * together exactly what the optimizer has allocated. */
+ * together exactly what the optimizer has allocated and is lent. */
 int64_t optimizer_padding_bytes(const struct optimizer *optimizer);
 int64_t optimizer_scratch_bytes(const struct optimizer *optimizer);
 int64_t optimizer_state_bytes(const struct optimizer *optimizer); /* slices and padding */
@@ -153,11 +159,17 @@ int64_t optimizer_state_bytes(const struct optimizer *optimizer); /* slices and 
 /* A conversion, between two steps. Reserve allocates the new arrays of every part whose storage changes,
  * beside the old ones, and two small buffers; commit converts through fp32 (state_read, state_write), swaps
  * and frees, and cannot fail. Ranks agree between the two; whoever does not commit cancels. The optimizer
- * must not be updated in between. */
+ * must not be updated in between.
+ *
+ * copies: the model's, as they will be: they lend w its memory as a plan's do. A w that keeps its format and
+ * comes to lie elsewhere is copied as it is; one that is lent the same memory before and after is converted
+ * in place. */
 struct optimizer_conversion {
     struct policy policy;
     bool changes[STATE_PART_COUNT];       /* the part's storage format changes */
+    bool moves;                           /* or w's does not, and it lies elsewhere */
     void *(*arrays)[STATE_PART_COUNT][2]; /* [unit_count] */
+    void **lent;                          /* [unit_count]: as in struct optimizer_unit */
     float *before, *after;                /* device, [chunk] */
     float *host_before, *host_after;      /* host, [chunk] */
 };
@@ -173,10 +185,11 @@ struct optimizer_loss {
     int32_t reserved;
 };
 
-int64_t optimizer_convert_bytes(const struct optimizer *optimizer,
-                                const struct policy *policy); /* on top, at the peak */
+/* What reserve allocates, at the peak on top of what there is. lends: whether w will be lent its memory. */
+int64_t optimizer_convert_bytes(const struct optimizer *optimizer, const struct policy *policy, bool lends);
 bool optimizer_convert_reserve(struct optimizer *optimizer, const struct policy *policy,
-                               struct optimizer_conversion *conversion, struct err *err) MUST_USE;
+                               const struct optimizer_copies *copies, struct optimizer_conversion *conversion,
+                               struct err *err) MUST_USE;
 void optimizer_convert_commit(struct optimizer *optimizer, struct optimizer_conversion *conversion,
                               struct optimizer_loss losses[STATE_PART_COUNT]);
 void optimizer_convert_cancel(struct optimizer *optimizer, struct optimizer_conversion *conversion);

@@ -55,6 +55,11 @@ const char *moment_format_name(enum moment_format format)
     return moment_names[format];
 }
 
+bool policy_stores_copy(const struct policy *policy)
+{
+    return policy->compute == DTYPE_BF16 && weight_storage[policy->weight][0] == DTYPE_BF16;
+}
+
 /* ---- keys ---- */
 
 enum { KEY_WEIGHT, KEY_M, KEY_V, KEY_ACCUMULATE, KEY_REDUCE, KEY_COMPUTE, KEYS };

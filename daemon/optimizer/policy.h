@@ -74,6 +74,10 @@ const char *policy_conversion_text(const struct policy *from, const struct polic
 bool policy_conversion_exact(const struct policy *from,
                              const struct policy *to); /* no stored value changes */
 
+/* The stored w is, bit for bit, what the model computes with: any weight but fp32, in bf16 compute. Where the
+ * model's copy stays in memory, one array is both. */
+bool policy_stores_copy(const struct policy *policy);
+
 const char *weight_format_name(enum weight_format format);
 const char *moment_format_name(enum moment_format format);
 

@@ -20,7 +20,7 @@ static int64_t shard_elements_of(int64_t elements, int32_t ranks)
 }
 
 /* Units stay gathered. With nobody to share with, releasing one would only mean converting it again. */
-static bool is_resident(const struct shard_options *options, int32_t ranks)
+bool shard_keeps_gathered(const struct shard_options *options, int32_t ranks)
 {
     return ranks == 1 || options->zero < 3;
 }
@@ -45,12 +45,12 @@ static struct sizes sizes_of(const struct param_table *params, bool tied, const 
             s.widest[kind] = shard * ranks;
         if (shard > s.widest_shard)
             s.widest_shard = shard;
-        s.gathered += is_resident(options, ranks) ? shard * ranks : 0;
+        s.gathered += shard_keeps_gathered(options, ranks) ? shard * ranks : 0;
         s.sums += shard * shard_sum_parts(options, ranks) * options->levels * (u == 0 && tied ? 2 : 1);
     }
     int64_t widest = 0;
     for (int kind = 0; kind < BUFFER_KINDS; kind++) {
-        s.gathered += is_resident(options, ranks) ? 0 : s.widest[kind];
+        s.gathered += shard_keeps_gathered(options, ranks) ? 0 : s.widest[kind];
         widest = s.widest[kind] > widest ? s.widest[kind] : widest;
     }
     /* One rank adds its leaf as it is, unless the wire's rounding is asked for. */
@@ -67,6 +67,14 @@ int64_t shard_bytes(const struct param_table *params, bool tied, const struct sh
     bytes += s.sums * (int64_t)dtype_bytes(options->accumulate) + s.widest_shard / STATE_ALIGNMENT * 8;
     for (int kind = 0; kind < BUFFER_KINDS; kind++)
         bytes += s.widest[kind] * 4;
+    return bytes;
+}
+
+int64_t shard_lent_bytes(const struct param_table *params, const struct shard_options *options, int32_t ranks)
+{
+    int64_t bytes = 0;
+    for (int32_t u = 0; u < params->unit_count && shard_keeps_gathered(options, ranks); u++)
+        bytes += shard_elements_of(params->units[u].elements, ranks) * (int64_t)dtype_bytes(options->compute);
     return bytes;
 }
 
@@ -112,7 +120,7 @@ static char *own_part(const struct shard *shard, int32_t unit)
 
 static bool take_buffers(struct shard *shard, const struct sizes *s, struct err *err)
 {
-    bool resident = is_resident(&shard->options, shard->comm->ranks);
+    bool resident = shard_keeps_gathered(&shard->options, shard->comm->ranks);
     shard->buffer_count = resident ? shard->unit_count : BUFFER_KINDS;
     shard->buffers = calloc((size_t)shard->buffer_count, sizeof *shard->buffers);
     INVARIANT(shard->buffers != NULL);
@@ -141,15 +149,18 @@ static bool take_buffers(struct shard *shard, const struct sizes *s, struct err 
     return done;
 }
 
+static int64_t level_bytes(const struct shard *shard, int32_t unit)
+{
+    int64_t parts = shard_sum_parts(&shard->options, shard->comm->ranks);
+    return shard->units[unit].shard_elements * parts * (int64_t)dtype_bytes(shard->options.accumulate);
+}
+
 static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, struct err *err)
 {
-    int64_t bytes = (int64_t)dtype_bytes(shard->options.accumulate);
     for (int32_t u = 0; u < shard->unit_count; u++)
         for (int slot = 0; slot < (u == 0 && tied ? 2 : 1); slot++)
             for (int32_t level = 0; level < shard->options.levels; level++)
-                if (!take(shard, &shard->units[u].sums[slot].levels[level],
-                          shard->units[u].shard_elements *
-                              shard_sum_parts(&shard->options, shard->comm->ranks) * bytes,
+                if (!take(shard, &shard->units[u].sums[slot].levels[level], level_bytes(shard, u),
                           "gradients", err))
                     return false;
     shard->parts_bytes = (size_t)s->parts_bytes;
@@ -195,23 +206,46 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
     return false;
 }
 
+void shard_flatten(struct shard *shard, int32_t levels)
+{
+    for (int32_t u = 0; shard->units && u < shard->unit_count; u++)
+        for (int slot = 0; slot < 2; slot++)
+            for (int32_t level = levels; level < SHARD_LEVELS_MAX; level++) {
+                void **sum = &shard->units[u].sums[slot].levels[level];
+                device_release(shard->device, *sum, (size_t)level_bytes(shard, u));
+                *sum = NULL;
+            }
+    shard->options.levels = levels;
+}
+
+bool shard_deepen(struct shard *shard, int32_t levels, struct err *err)
+{
+    int32_t before = shard->options.levels;
+    INVARIANT(levels <= SHARD_LEVELS_MAX);
+    for (int32_t u = 0; u < shard->unit_count; u++)
+        for (int slot = 0; slot < 2; slot++)
+            for (int32_t level = before; level < levels; level++) {
+                void **sums = shard->units[u].sums[slot].levels;
+                if (sums[0] && !take(shard, &sums[level], level_bytes(shard, u), "gradients", err)) {
+                    shard_flatten(shard, before);
+                    return false;
+                }
+            }
+    shard->options.levels = levels;
+    return true;
+}
+
 void shard_done(struct shard *shard)
 {
     struct device *device = shard->device;
     if (!device)
         return;
-    size_t compute = dtype_bytes(shard->options.compute), accumulate = dtype_bytes(shard->options.accumulate);
+    size_t compute = dtype_bytes(shard->options.compute);
     for (int32_t b = 0; shard->buffers && b < shard->buffer_count; b++)
         device_release(device, shard->buffers[b].memory, (size_t)shard->buffers[b].elements * compute);
     for (int kind = 0; kind < BUFFER_KINDS; kind++)
         device_release(device, shard->leaves[kind].memory, (size_t)shard->leaves[kind].elements * 4);
-    for (int32_t u = 0; shard->units && u < shard->unit_count; u++)
-        for (int slot = 0; slot < 2; slot++)
-            for (int level = 0; level < SHARD_LEVELS_MAX; level++)
-                device_release(device, shard->units[u].sums[slot].levels[level],
-                               (size_t)(shard->units[u].shard_elements *
-                                        shard_sum_parts(&shard->options, shard->comm->ranks)) *
-                                   accumulate);
+    shard_flatten(shard, 0);
     device_release(device, shard->received, shard->received_bytes);
     device_release(device, shard->squares_device, shard->squares_bytes);
     free(shard->squares_host);
@@ -229,8 +263,10 @@ struct optimizer_plan shard_optimizer_plan(const struct shard *shard, struct opt
         units[u] = (struct optimizer_unit_plan){.elements = shard->units[u].shard_elements,
                                                 .segment_count = shard->units[u].segment_count,
                                                 .segments = shard->segments + shard->units[u].segment_first};
-    return (struct optimizer_plan){
-        .unit_count = shard->unit_count, .tensor_count = shard->params->count, .units = units};
+    return (struct optimizer_plan){.unit_count = shard->unit_count,
+                                   .tensor_count = shard->params->count,
+                                   .units = units,
+                                   .copies = &shard->copies};
 }
 
 void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t unit)
@@ -248,7 +284,7 @@ void *shard_gather(struct shard *shard, struct optimizer *optimizer, int32_t uni
 
 void shard_weights_updated(struct shard *shard)
 {
-    bool resident = is_resident(&shard->options, shard->comm->ranks);
+    bool resident = shard_keeps_gathered(&shard->options, shard->comm->ranks);
     for (int32_t b = 0; b < shard->buffer_count; b++) {
         shard->buffers[b].own = resident;
         if (shard->comm->ranks > 1)
@@ -276,9 +312,9 @@ int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, i
     return -1;
 }
 
-void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
+void shard_rows(const struct shard *shard, const struct optimizer *optimizer, shard_row_fn row, void *context)
 {
-    bool resident = is_resident(&shard->options, shard->comm->ranks);
+    bool resident = shard_keeps_gathered(&shard->options, shard->comm->ranks);
     static const char *const kinds[BUFFER_KINDS] = {"embedding", "blocks", "head"};
     int64_t compute = (int64_t)dtype_bytes(shard->options.compute);
     int64_t accumulate = (int64_t)dtype_bytes(shard->options.accumulate);
@@ -288,8 +324,9 @@ void shard_rows(const struct shard *shard, shard_row_fn row, void *context)
             snprintf(name, sizeof name, "%s", kinds[b]);
         else
             snprintf(name, sizeof name, "unit %d", b);
-        row(context, name, "gathered", shard->options.compute, shard->buffers[b].elements,
-            shard->buffers[b].elements * compute);
+        int64_t lent = resident && optimizer->units[b].lent ? optimizer->units[b].elements : 0;
+        int64_t elements = shard->buffers[b].elements - lent;
+        row(context, name, "gathered", shard->options.compute, elements, elements * compute);
     }
     for (int kind = 0; kind < BUFFER_KINDS; kind++)
         row(context, kinds[kind], "gradient.leaf", DTYPE_F32, shard->leaves[kind].elements,

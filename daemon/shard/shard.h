@@ -42,6 +42,8 @@ struct shard_options {
     int32_t levels; /* of its binary counter: 1 + ceil(log2(leaves/ranks)); 1 when plain */
 };
 
+/* Where units stay gathered, this rank's part of them can be the optimizer's stored w itself (struct
+ * optimizer_plan): the shard allocates and frees it, the optimizer's rows count it. */
 struct shard_buffer { /* gathered weights */
     void *memory;
     int64_t elements;
@@ -92,14 +94,25 @@ void shard_done(struct shard *shard); /* takes zeroed and half-built ones */
 int64_t shard_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
                     int32_t ranks);
 
+/* Units stay gathered: stages 1 and 2, or a rank alone. */
+bool shard_keeps_gathered(const struct shard_options *options, int32_t ranks);
+/* Of shard_bytes, what is lent to an optimizer whose policy stores the copy: none in stage 3. */
+int64_t shard_lent_bytes(const struct param_table *params, const struct shard_options *options,
+                         int32_t ranks);
+
+/* Takes a binary counter deeper, or gives back the levels from `levels` on: no gradient may be pending. On
+ * failure the shard is as it was. */
+bool shard_deepen(struct shard *shard, int32_t levels, struct err *err) MUST_USE;
+void shard_flatten(struct shard *shard, int32_t levels);
+
 /* How many ranks' parts a gradient's sum holds here: one, or in stage 1 all. */
 static inline int32_t shard_sum_parts(const struct shard_options *options, int32_t ranks)
 {
     return options->zero == 1 && !options->lanes ? ranks : 1;
 }
 
-/* The optimizer's plan of this rank's shard: units is the caller's, [unit_count]; segments stay the shard's.
- */
+/* The optimizer's plan of this rank's shard: units is the caller's, [unit_count]; segments and copies stay
+ * the shard's, which must outlive what it lends. */
 struct optimizer_plan shard_optimizer_plan(const struct shard *shard, struct optimizer_unit_plan *units);
 
 /* The whole unit in the compute dtype, until the buffer is needed for another. */
@@ -124,7 +137,8 @@ double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *b
  * padding. */
 int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset);
 
-/* Every allocation of the shard, for audit. */
+/* Every allocation of the shard but what it lends to the optimizer, for audit. */
 typedef void (*shard_row_fn)(void *context, const char *name, const char *kind, enum dtype dtype,
                              int64_t elements, int64_t bytes);
-void shard_rows(const struct shard *shard, shard_row_fn row, void *context);
+void shard_rows(const struct shard *shard, const struct optimizer *optimizer, shard_row_fn row,
+                void *context);

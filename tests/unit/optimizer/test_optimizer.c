@@ -15,7 +15,7 @@ static struct optimizer_segment first[] = {
 static struct optimizer_segment second[] = {
     {.tensor = 2, .offset = 256, .elements = 70000, .index = 1ll << 33, .decays = true}};
 static const struct optimizer_unit_plan units[] = {{1536, 2, first}, {70656, 1, second}, {0, 0, NULL}};
-static const struct optimizer_plan plan = {3, 4, units};
+static const struct optimizer_plan plan = {3, 4, units, NULL};
 enum { TENSORS = 4, LARGEST = 70656 };
 
 static struct policy policy_of(enum weight_format w, enum moment_format m, enum moment_format v)
@@ -274,7 +274,7 @@ static void test_an_empty_shard(void **state)
 {
     (void)state;
     static const struct optimizer_unit_plan none[] = {{0, 0, NULL}};
-    const struct optimizer_plan empty = {1, 2, none};
+    const struct optimizer_plan empty = {1, 2, none, NULL};
     struct policy p = policy_default();
     struct optimizer o;
     struct err err = ERR_INIT;
@@ -289,7 +289,7 @@ static void test_an_empty_shard(void **state)
     struct policy to = policy_of(WEIGHT_SPLIT8, MOMENT_Q8, MOMENT_Q8);
     struct optimizer_conversion c;
     struct optimizer_loss losses[STATE_PART_COUNT];
-    check_ok(optimizer_convert_reserve(&o, &to, &c, &err), &err);
+    check_ok(optimizer_convert_reserve(&o, &to, NULL, &c, &err), &err);
     optimizer_convert_commit(&o, &c, losses);
     assert_true(policy_equal(&o.policy, &to));
     optimizer_done(&o);
@@ -356,8 +356,8 @@ static void convert(struct optimizer *o, struct policy to, struct optimizer_loss
     struct optimizer_conversion c;
     struct err err = ERR_INIT;
     int64_t before = device.allocated_bytes;
-    int64_t more = optimizer_convert_bytes(o, &to);
-    check_ok(optimizer_convert_reserve(o, &to, &c, &err), &err);
+    int64_t more = optimizer_convert_bytes(o, &to, false);
+    check_ok(optimizer_convert_reserve(o, &to, NULL, &c, &err), &err);
     assert_int_equal(device.allocated_bytes - before, more);
     optimizer_convert_commit(o, &c, losses);
     assert_true(policy_equal(&o->policy, &to));
@@ -487,7 +487,7 @@ static void test_cancel_leaves_the_state(void **state)
     values_of(&o, 0, 1, STATE_M, before);
     int64_t bytes = device.allocated_bytes;
     struct optimizer_conversion c;
-    check_ok(optimizer_convert_reserve(&o, &low, &c, &err), &err);
+    check_ok(optimizer_convert_reserve(&o, &low, NULL, &c, &err), &err);
     optimizer_convert_cancel(&o, &c);
     optimizer_convert_cancel(&o, &c); /* twice is fine */
     assert_int_equal(device.allocated_bytes, bytes);
@@ -532,7 +532,7 @@ static void test_failing_allocations(void **state)
             allocations_left = k;
             struct optimizer_conversion c;
             struct err each = ERR_INIT;
-            if (optimizer_convert_reserve(&o, &low, &c, &each)) {
+            if (optimizer_convert_reserve(&o, &low, NULL, &c, &each)) {
                 assert_true(k > 5);
                 optimizer_convert_cancel(&o, &c);
                 break;

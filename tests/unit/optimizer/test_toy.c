@@ -26,7 +26,7 @@ struct toy {
 static struct optimizer_segment segment = {
     .tensor = 0, .offset = 0, .elements = COUNT, .index = 0, .decays = true};
 static const struct optimizer_unit_plan unit = {COUNT, 1, &segment};
-static const struct optimizer_plan plan = {1, 1, &unit};
+static const struct optimizer_plan plan = {1, 1, &unit, NULL};
 
 static struct policy parsed(const char *text)
 {
@@ -42,7 +42,7 @@ static void swap(struct toy *toy)
     struct optimizer_conversion c;
     struct optimizer_loss losses[STATE_PART_COUNT];
     struct err err = ERR_INIT;
-    check_ok(optimizer_convert_reserve(&toy->optimizer, &to, &c, &err), &err);
+    check_ok(optimizer_convert_reserve(&toy->optimizer, &to, NULL, &c, &err), &err);
     optimizer_convert_commit(&toy->optimizer, &c, losses);
 }
 

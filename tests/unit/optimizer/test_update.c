@@ -417,8 +417,10 @@ static void test_segments_of_columns(void **state)
     q8.m = q8.v = MOMENT_Q8;
     struct optimizer whole, part;
     struct err err = ERR_INIT;
-    check_ok(optimizer_init(&whole, &device, &p, &(struct optimizer_plan){1, 1, &whole_unit}, 4, &err), &err);
-    check_ok(optimizer_init(&part, &device, &p, &(struct optimizer_plan){1, 1, &piece_unit}, 4, &err), &err);
+    check_ok(optimizer_init(&whole, &device, &p, &(struct optimizer_plan){1, 1, &whole_unit, NULL}, 4, &err),
+             &err);
+    check_ok(optimizer_init(&part, &device, &p, &(struct optimizer_plan){1, 1, &piece_unit, NULL}, 4, &err),
+             &err);
     float values[ROWS * COLUMNS], columns[ROWS * RUN], got[ROWS * RUN];
     struct test_random r = {31};
     for (int i = 0; i < ROWS * COLUMNS; i++)
@@ -444,11 +446,12 @@ static void test_segments_of_columns(void **state)
     for (int i = 0; i < 2; i++)
         part.units[0].segments[i].run = piece[i].run = 48;
     struct optimizer_conversion conversion;
-    check_refused(optimizer_convert_reserve(&part, &q8, &conversion, &err), &err, ERR_UNSUPPORTED);
+    check_refused(optimizer_convert_reserve(&part, &q8, NULL, &conversion, &err), &err, ERR_UNSUPPORTED);
     optimizer_done(&part);
     err = (struct err)ERR_INIT;
-    check_refused(optimizer_init(&part, &device, &q8, &(struct optimizer_plan){1, 1, &piece_unit}, 4, &err),
-                  &err, ERR_UNSUPPORTED);
+    check_refused(
+        optimizer_init(&part, &device, &q8, &(struct optimizer_plan){1, 1, &piece_unit, NULL}, 4, &err), &err,
+        ERR_UNSUPPORTED);
 }
 
 static void test_initial_pieces(void **state)

@@ -35,7 +35,7 @@ static struct optimizer_plan plan_make(const struct param_table *table, int rank
             units[u].segment_count++;
         }
     }
-    return (struct optimizer_plan){table->unit_count, table->count, units};
+    return (struct optimizer_plan){table->unit_count, table->count, units, NULL};
 }
 
 struct shards {
