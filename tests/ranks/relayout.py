@@ -23,6 +23,7 @@ CASES = {
     "d4_to_c2_zero_1": ("d4", 3, "d2c2", 1, SOME, {}),
     "c4_to_d4_zero_2_lanes": ("c4", 1, "d4", 2, SOME, {"lanes": 8}),
     "d4_zero_1_to_2": ("d4", 1, "d4", 2, ("fp32-master",), {"evaluate": True}),
+    "c2_to_d2_idle": ("c2", 3, "d2", 3, SOME, {"steps": 2}),
     "guarded_d2_to_c2": ("d2", 3, "c2", 1, SOME, {"device": "guarded"}),
 }
 # Each bug, injected in builds with test hooks, and the case that must catch it.
@@ -35,7 +36,7 @@ def launch(name, bug=None):
     out = f"{FOLDER}/{name}"
     shutil.rmtree(out, ignore_errors=True)
     os.makedirs(out)
-    recipe = layouts.recipe_text(6, 13, "micro_batch: 2")
+    recipe = layouts.recipe_text(more.get("steps", 6), 13, "micro_batch: 2")
     if more.get("evaluate"):
         recipe += f"evaluate: {{data: {FOLDER}/data, every: 2}}\n"
     for file, text in (("config.json", layouts.config_text(more.get("tied", "tied"))), ("recipe.yaml", recipe)):
