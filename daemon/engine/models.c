@@ -49,7 +49,7 @@ struct fill {
     struct optimizer *optimizer;
     float *values; /* device, [HUB_PIECE_ELEMENTS] */
     int32_t unit, segment;
-    int64_t first; /* of the segment, in the tensor */
+    int64_t first; /* of the segment, in its band of the tensor */
 };
 
 static void fill_piece(void *context, int32_t tensor, int64_t start, const float *values, int64_t count)
@@ -69,8 +69,10 @@ static bool read_ranges(struct hub *hub, struct body *body, hub_sink sink, struc
             const struct optimizer_segment *segment = &body->optimizer.units[u].segments[i];
             fill->unit = u;
             fill->segment = i;
-            fill->first = segment->index - body->model.params.params[segment->tensor].index0;
-            if (!hub_read(hub, segment->tensor, fill->first, segment->elements, sink, fill, err))
+            struct band_range range =
+                band_of_segment(segment, body->model.params.params[segment->tensor].index0);
+            fill->first = range.start;
+            if (!hub_read(hub, segment->tensor, &range, sink, fill, err))
                 return false;
         }
     return true;
@@ -119,7 +121,8 @@ static bool export_segment(struct engine *engine, struct hub_export *export, int
 {
     const struct optimizer *o = &engine->body.optimizer;
     const struct optimizer_segment *segment = &o->units[unit].segments[i];
-    int64_t first = segment->index - engine->body.model.params.params[segment->tensor].index0;
+    struct band_range range =
+        band_of_segment(segment, engine->body.model.params.params[segment->tensor].index0);
     for (int64_t at = 0; at < segment->elements; at += HUB_PIECE_ELEMENTS) {
         int64_t n = segment->elements - at < HUB_PIECE_ELEMENTS ? segment->elements - at : HUB_PIECE_ELEMENTS;
         struct optimizer_slice w;
@@ -131,7 +134,8 @@ static bool export_segment(struct engine *engine, struct hub_export *export, int
             optimizer_get(o, unit, i, STATE_W, at, n, values);
             device_copy_out(engine->device, host, values, (size_t)n * sizeof *values);
         }
-        if (!hub_export_put(export, segment->tensor, first + at, dtype, host, n, err))
+        struct band_range piece = {range.band, range.start + at, n};
+        if (!hub_export_put(export, segment->tensor, &piece, dtype, host, err))
             return false;
     }
     return true;
@@ -148,7 +152,7 @@ static bool export_ranges(struct engine *engine, struct hub_export *export, stru
     const struct optimizer *o = &engine->body.optimizer;
     for (int32_t u = 0; u < o->unit_count && done; u++)
         for (int32_t i = 0; i < o->units[u].segment_count && done; i++)
-            done = export_segment(engine, export, u, i, host, values, err);
+            done = o->units[u].segments[i].copy || export_segment(engine, export, u, i, host, values, err);
     free(host);
     device_release(engine->device, values, bytes);
     return done;

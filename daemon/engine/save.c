@@ -95,12 +95,13 @@ static bool write_files(struct engine *engine, const char *name, struct checkpoi
     free(slices);
     bool written = comm_agree(engine->comm, err);
     if (written) {
-        const char *texts[SHARD_RANKS_MAX];
-        INVARIANT(fragment != NULL); /* every rank has written its shard */
+        const char **texts = calloc((size_t)engine->comm->ranks, sizeof *texts);
+        INVARIANT(texts && fragment); /* every rank has written its shard */
         char *all = gather_fragments(engine->comm, fragment, texts);
         if (engine->comm->rank == 0)
             err_keeps(commit(engine, about, texts, err));
         free(all);
+        free(texts);
         written = comm_agree(engine->comm, err);
     }
     free(fragment);

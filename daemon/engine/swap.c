@@ -73,12 +73,14 @@ void swap_cancel(struct engine *engine, struct swap *swap)
 /* All ranks' losses, merged in rank order. */
 static void merge_losses(struct engine *engine, struct optimizer_loss losses[STATE_PART_COUNT])
 {
-    struct optimizer_loss all[SHARD_RANKS_MAX][STATE_PART_COUNT];
-    size_t each = sizeof all[0];
+    size_t each = STATE_PART_COUNT * sizeof *losses;
+    struct optimizer_loss(*all)[STATE_PART_COUNT] = malloc((size_t)engine->comm->ranks * each);
+    INVARIANT(all != NULL);
     comm_all_gather_host(engine->comm, all, losses, each);
     memcpy(losses, all[0], each);
     for (int32_t r = 1; r < engine->comm->ranks; r++)
         optimizer_loss_merge(losses, all[r]);
+    free(all);
 }
 
 void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss losses[STATE_PART_COUNT])

@@ -231,21 +231,29 @@ static bool read_bytes(int fd, int64_t offset, struct device *device, char *memo
     return true;
 }
 
-static bool read_places(struct checkpoint *checkpoint, struct device *device, int32_t tensor, int part,
-                        int64_t start, int64_t count, size_t width, char *memory, char *buffer,
-                        struct err *err)
+/* Whether a place holds a range of the slice's band. */
+static bool is_of(const struct checkpoint_place *place, const struct checkpoint_slice *slice)
 {
-    int64_t at = start, end = start + count;
-    int64_t i = checkpoint_index_find(checkpoint->places, checkpoint->place_count, tensor, part, start);
+    return place->tensor == slice->tensor && place->part == slice->part &&
+           band_equal(&place->range.band, &slice->range.band);
+}
+
+/* Where the slice was saved in ranges of the same band: straight into its memory. `i` is the first place. */
+static bool read_alike(struct checkpoint *checkpoint, struct device *device,
+                       const struct checkpoint_slice *slice, int64_t i, size_t width, char *buffer,
+                       struct err *err)
+{
+    char *memory = slice->memory;
+    int64_t at = slice->range.start, end = at + slice->range.count;
     for (; at < end; i++) {
         INVARIANT(i < checkpoint->place_count); /* open has checked that everything is covered */
         const struct checkpoint_place *place = &checkpoint->places[i];
-        INVARIANT(place->tensor == tensor && place->part == part && place->start <= at);
-        int64_t stop = place->start + place->count < end ? place->start + place->count : end;
+        INVARIANT(is_of(place, slice) && place->range.start <= at);
+        int64_t past = place->range.start + place->range.count, stop = past < end ? past : end;
         struct checkpoint_file *file = &checkpoint->files[place->file];
-        int64_t offset = place->offset + (at - place->start) * (int64_t)width;
+        int64_t offset = place->offset + (at - place->range.start) * (int64_t)width;
         if (!file_open(checkpoint, file, err) ||
-            !read_bytes(file->fd, offset, device, memory + (at - start) * (int64_t)width,
+            !read_bytes(file->fd, offset, device, memory + (at - slice->range.start) * (int64_t)width,
                         (size_t)(stop - at) * width, buffer, err))
             return err_why(err, "while reading %s/%s", checkpoint->folder, file->name);
         at = stop;
@@ -253,20 +261,78 @@ static bool read_places(struct checkpoint *checkpoint, struct device *device, in
     return true;
 }
 
-bool checkpoint_read(struct checkpoint *checkpoint, struct device *device, int32_t tensor, int part,
-                     int64_t start, int64_t count, void *memory, struct err *err)
+/* What one saved slice has of `range`: read in spans, of which the elements that are wanted are picked. */
+static bool pick(struct checkpoint *checkpoint, const struct checkpoint_place *place,
+                 const struct band_range *range, size_t width, char *to, char *span, struct err *err)
+{
+    struct checkpoint_file *file = &checkpoint->files[place->file];
+    struct band_range rest = band_clip(&place->range, range);
+    while (rest.count > 0) {
+        struct band_range piece = rest;
+        if (piece.count > CHECKPOINT_BUFFER_BYTES / (int64_t)width)
+            piece.count = CHECKPOINT_BUFFER_BYTES / (int64_t)width;
+        int64_t offset = place->offset + (piece.start - place->range.start) * (int64_t)width;
+        if (!file_open(checkpoint, file, err) ||
+            !file_read_all(file->fd, span, (size_t)piece.count * width, offset, err))
+            return err_why(err, "while reading %s/%s", checkpoint->folder, file->name);
+        band_copy(to, range, span, &piece, width);
+        rest.start += piece.count;
+        rest.count -= piece.count;
+        watch_tick();
+    }
+    return true;
+}
+
+/* Where columns were cut otherwise: by stretches of the slice that fit a buffer, each from every saved slice
+ * of the part that has something of it. `first` is the part's first place. */
+static bool read_across(struct checkpoint *checkpoint, struct device *device,
+                        const struct checkpoint_slice *slice, int64_t first, size_t width, char *buffer,
+                        size_t buffer_bytes, struct err *err)
+{
+    char *span = malloc(buffer_bytes), *memory = slice->memory;
+    bool read = span || err_set(err, ERR_MEMORY, "no memory to read a checkpoint");
+    struct band_range range = slice->range;
+    int64_t end = range.start + range.count, most = CHECKPOINT_BUFFER_BYTES / (int64_t)width;
+    for (; read && range.start < end; range.start += range.count) {
+        range.count = end - range.start < most ? end - range.start : most;
+        char *target = memory + (range.start - slice->range.start) * (int64_t)width;
+        char *to = buffer ? buffer : target;
+        for (int64_t i = first; read && i < checkpoint->place_count; i++) {
+            const struct checkpoint_place *place = &checkpoint->places[i];
+            if (place->tensor != slice->tensor || place->part != slice->part)
+                break;
+            read = pick(checkpoint, place, &range, width, to, span, err);
+        }
+        if (read && buffer)
+            device_copy_in(device, target, buffer, (size_t)range.count * width);
+    }
+    free(span);
+    return read;
+}
+
+bool checkpoint_read(struct checkpoint *checkpoint, struct device *device,
+                     const struct checkpoint_slice *slice, struct err *err)
 {
     enum dtype dtype = DTYPE_COUNT;
     int64_t length = 0;
-    INVARIANT(tensor >= 0 && tensor < checkpoint->table.count);
-    bool has = checkpoint_part_shape(&checkpoint->formats, part, checkpoint->table.params[tensor].elements,
-                                     &dtype, &length);
-    INVARIANT(has && start >= 0 && count >= 0 && count <= length - start);
+    INVARIANT(slice->tensor >= 0 && slice->tensor < checkpoint->table.count);
+    bool has = checkpoint_part_shape(&checkpoint->formats, slice->part,
+                                     checkpoint->table.params[slice->tensor].elements, &dtype, &length);
+    INVARIANT(has && band_fits(&slice->range, length));
+    size_t width = dtype_bytes(dtype), bytes = (size_t)length * width;
+    if (bytes > CHECKPOINT_BUFFER_BYTES)
+        bytes = CHECKPOINT_BUFFER_BYTES;
     char *buffer = NULL;
-    if (!device->host_access && !(buffer = malloc(CHECKPOINT_BUFFER_BYTES)))
+    if (!device->host_access && !(buffer = malloc(bytes)))
         return err_set(err, ERR_MEMORY, "no memory to read a checkpoint");
-    bool read =
-        read_places(checkpoint, device, tensor, part, start, count, dtype_bytes(dtype), memory, buffer, err);
+    int64_t i = checkpoint_index_find(checkpoint, slice->tensor, slice->part, &slice->range);
+    bool read;
+    if (i < checkpoint->place_count && is_of(&checkpoint->places[i], slice)) {
+        read = read_alike(checkpoint, device, slice, i, width, buffer, err);
+    } else {
+        i = checkpoint_index_find(checkpoint, slice->tensor, slice->part, &(struct band_range){.count = 1});
+        read = read_across(checkpoint, device, slice, i, width, buffer, bytes, err);
+    }
     free(buffer);
     return read;
 }

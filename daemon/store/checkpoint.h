@@ -20,6 +20,7 @@
  * thread. */
 #pragma once
 
+#include "band.h"
 #include "checkpoint_list.h"
 #include "device.h"
 #include "err.h"
@@ -29,7 +30,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define CHECKPOINT_BUFFER_BYTES (4 << 20) /* host memory that a save, a load or a verification takes */
+#define CHECKPOINT_BUFFER_BYTES (4 << 20) /* host memory that a save or a check takes, a load twice */
 #define CHECKPOINT_FILES_MAX    LIMIT_RANKS
 
 struct json_t; /* jansson's */
@@ -47,14 +48,14 @@ struct checkpoint_formats {
 bool checkpoint_part_shape(const struct checkpoint_formats *formats, int part, int64_t elements,
                            enum dtype *dtype, int64_t *length);
 
-/* ---- save ---- */
-
 struct checkpoint_slice {
     int32_t tensor; /* row of the parameter table */
     int32_t part;
-    int64_t start, count; /* in elements of the part's array; count > 0 */
-    const void *memory;   /* device; count elements of the part's dtype */
+    struct band_range range; /* in elements of the part's array; count > 0 */
+    void *memory;            /* device; range.count elements of the part's dtype */
 };
+
+/* ---- save ---- */
 
 /* Rank 0. Makes the folder if need be, removes what an earlier attempt of this name left, makes NAME.partial.
  * A whole checkpoint of this name is refused (ERR_STATE) unless `replace`; it then stands until the commit.
@@ -62,8 +63,8 @@ struct checkpoint_slice {
 bool checkpoint_save_begin(const char *folder, const char *name, bool replace, struct err *err) MUST_USE;
 
 /* Each rank, once begin is agreed on. Takes the file's whole size on the disk first, so a full disk is found
- * before anything is copied. *fragment (malloc'ed text) is for rank 0's commit. On failure the file is gone.
- */
+ * before anything is copied. The table may be of the rank's pieces: only names and whole shapes are read.
+ * *fragment (malloc'ed text) is for rank 0's commit. On failure the file is gone. */
 bool checkpoint_save_shard(const char *folder, const char *name, int rank, const struct param_table *table,
                            const struct checkpoint_formats *formats, const struct checkpoint_slice *slices,
                            int64_t count, struct device *device, char **fragment, struct err *err) MUST_USE;
@@ -99,7 +100,7 @@ struct checkpoint_file {
 
 struct checkpoint_place { /* one slice, as the manifest has it */
     int32_t tensor, part, file;
-    int64_t start, count;
+    struct band_range range;
     int64_t offset; /* bytes from the file's start */
 };
 
@@ -111,7 +112,7 @@ struct checkpoint {
     struct param_table table;
     int64_t file_count, place_count;
     struct checkpoint_file *files;
-    struct checkpoint_place *places; /* sorted by tensor, part, start */
+    struct checkpoint_place *places; /* sorted by tensor, part, band, start */
     struct json_t *state;            /* what the engine gave */
 };
 
@@ -128,8 +129,9 @@ void checkpoint_close(struct checkpoint *checkpoint); /* zeroed: fine */
 bool checkpoint_verify(const struct checkpoint *checkpoint, int64_t index, int64_t count,
                        struct err *err) MUST_USE;
 
-/* Elements start … start+count-1 of one part into device memory, as they were stored. The tensor is a row of
+/* A slice into its device memory, as it was stored, whatever slices it was saved in. The tensor is a row of
  * the checkpoint's own table, equal to the model's row of the same name. The range must lie inside the part.
- */
-bool checkpoint_read(struct checkpoint *checkpoint, struct device *device, int32_t tensor, int part,
-                     int64_t start, int64_t count, void *memory, struct err *err) MUST_USE;
+ * Files are read in spans of up to CHECKPOINT_BUFFER_BYTES; where columns were cut otherwise when it was
+ * saved, these spans hold elements of other ranks too. */
+bool checkpoint_read(struct checkpoint *checkpoint, struct device *device,
+                     const struct checkpoint_slice *slice, struct err *err) MUST_USE;

@@ -62,7 +62,9 @@ static int by_place(const void *a, const void *b)
         return x->tensor < y->tensor ? -1 : 1;
     if (x->part != y->part)
         return x->part < y->part ? -1 : 1;
-    return x->start < y->start ? -1 : x->start > y->start;
+    if (x->range.band.first != y->range.band.first)
+        return x->range.band.first < y->range.band.first ? -1 : 1;
+    return x->range.start < y->range.start ? -1 : x->range.start > y->range.start;
 }
 
 /* A range of a file, to find two slices that share bytes. */
@@ -85,33 +87,61 @@ static bool refuse(const char *origin, const char *name, int part, const char *w
     return err_hint(err, "use another checkpoint");
 }
 
-/* Each part's slices, in order, must begin where the one before ended, from 0 to the part's length. */
+/* The places of one part, whose length is not 0; *at passes them. In each band a range must begin where the
+ * one before ended, from the band's first element to its last, and bands lie side by side from column 0 to
+ * the row's end. The whole array is a band too: one row of all columns. */
+static bool check_part(const struct checkpoint_place *places, int64_t count, int64_t length,
+                       const char *origin, const char *name, int part, int64_t *at, struct err *err)
+{
+    int64_t columns = 0, stride = 0;
+    while (*at < count) {
+        const struct band band = places[*at].range.band;
+        int64_t elements = band_elements(&band, length), covered = 0;
+        if (band.first != columns)
+            return refuse(origin, name, part, band.first < columns ? "is there twice in part" : "has a hole",
+                          err);
+        for (; *at < count && places[*at].range.band.first == band.first; (*at)++) {
+            const struct band_range *range = &places[*at].range;
+            if (!band_equal(&range->band, &band))
+                return refuse(origin, name, part, "is cut in two ways", err);
+            if (range->start != covered)
+                return refuse(origin, name, part,
+                              range->start < covered ? "is there twice in part" : "has a hole", err);
+            if (range->count > elements - covered)
+                return refuse(origin, name, part, "is longer than the model's", err);
+            covered += range->count;
+        }
+        if (covered != elements)
+            return refuse(origin, name, part, "ends too early", err);
+        if (columns > 0 && band.stride != stride)
+            return refuse(origin, name, part, "is cut in two ways", err);
+        columns += band.run ? band.run : length;
+        stride = band.run ? band.stride : length;
+    }
+    if (columns != stride || columns == 0)
+        return refuse(origin, name, part, columns ? "lacks its last columns" : "is missing", err);
+    return true;
+}
+
 static bool check_cover(const struct param_table *table, const struct checkpoint_formats *formats,
                         const struct checkpoint_place *places, int64_t place_count, const char *origin,
                         struct err *err)
 {
     int64_t at = 0;
     for (int32_t tensor = 0; tensor < table->count; tensor++) {
+        const struct param *param = &table->params[tensor];
         for (int part = 0; part < CHECKPOINT_PARTS; part++) {
-            const char *name = table->params[tensor].name;
             enum dtype dtype;
-            int64_t length = 0, covered = 0;
-            (void)checkpoint_part_shape(formats, part, table->params[tensor].elements, &dtype, &length);
-            for (; at < place_count && places[at].tensor == tensor && places[at].part == part; at++) {
-                if (length == 0)
-                    return refuse(origin, name, part, "does not exist in this policy", err);
-                if (places[at].start != covered)
-                    return refuse(origin, name, part,
-                                  places[at].start < covered ? "is there twice in part" : "has a hole", err);
-                if (places[at].count > length - covered)
-                    return refuse(origin, name, part, "is longer than the model's", err);
-                covered += places[at].count;
-            }
-            if (covered != length)
-                return refuse(origin, name, part, covered ? "ends too early" : "is missing", err);
+            int64_t length = 0, end = at;
+            if (!checkpoint_part_shape(formats, part, param_whole_elements(param), &dtype, &length))
+                continue;
+            while (end < place_count && places[end].tensor == tensor && places[end].part == part)
+                end++;
+            if (!check_part(places, end, length, origin, param->name, part, &at, err))
+                return false;
         }
     }
-    INVARIANT(at == place_count); /* rows and parts were checked when they were parsed */
+    INVARIANT(at == place_count); /* rows and parts were checked when they were parsed, and with the bounds */
     return true;
 }
 
@@ -134,12 +164,11 @@ static bool check_bounds(const struct param_table *table, const struct checkpoin
         const struct param *param = &table->params[p->tensor];
         enum dtype dtype;
         int64_t length;
-        if (!checkpoint_part_shape(formats, p->part, param->elements, &dtype, &length))
+        if (!checkpoint_part_shape(formats, p->part, param_whole_elements(param), &dtype, &length))
             return refuse(origin, param->name, p->part, "does not exist in this policy", err);
-        if (p->file < 0 || p->file >= file_count || p->count < 1 || p->count > length || p->start < 0 ||
-            p->start > length - p->count)
+        if (p->file < 0 || p->file >= file_count || !band_fits(&p->range, length))
             return refuse(origin, param->name, p->part, "has a slice that is out of bounds", err);
-        int64_t bytes = p->count * (int64_t)dtype_bytes(dtype); /* length <= 2^40: no overflow */
+        int64_t bytes = p->range.count * (int64_t)dtype_bytes(dtype); /* length <= 2^40: no overflow */
         if (p->offset < 0 || p->offset > files[p->file].bytes - bytes)
             return refuse(origin, param->name, p->part, "has a slice that passes its file's end", err);
         extents[i] = (struct extent){p->file, p->offset, p->offset + bytes};
@@ -166,16 +195,18 @@ bool checkpoint_index_check(const struct param_table *table, const struct checkp
     return whole;
 }
 
-int64_t checkpoint_index_find(const struct checkpoint_place *places, int64_t place_count, int32_t tensor,
-                              int part, int64_t start)
+int64_t checkpoint_index_find(const struct checkpoint *checkpoint, int32_t tensor, int part,
+                              const struct band_range *range)
 {
-    int64_t low = 0, high = place_count;
+    int64_t low = 0, high = checkpoint->place_count;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        const struct checkpoint_place *p = &places[middle];
+        const struct checkpoint_place *p = &checkpoint->places[middle];
         bool before = p->tensor != tensor ? p->tensor < tensor
                       : p->part != part   ? p->part < part
-                                          : p->start + p->count <= start;
+                      : p->range.band.first != range->band.first
+                          ? p->range.band.first < range->band.first
+                          : p->range.start + p->range.count <= range->start;
         if (before)
             low = middle + 1;
         else
@@ -193,6 +224,18 @@ static int32_t row_find(const struct param_table *table, const char *name, int32
     return param_table_find(table, name);
 }
 
+/* "first", "run" and "stride" of a band; none of them where the slice is a range of the whole array. */
+static bool band_parse(const struct manifest *manifest, const json_t *slice, struct band *band,
+                       struct err *err)
+{
+    *band = (struct band){0};
+    return (!json_object_get(slice, "first") && !json_object_get(slice, "run") &&
+            !json_object_get(slice, "stride")) ||
+           (manifest_integer(manifest, slice, "first", 0, INT64_MAX, &band->first, err) &&
+            manifest_integer(manifest, slice, "run", 1, INT64_MAX, &band->run, err) &&
+            manifest_integer(manifest, slice, "stride", 1, INT64_MAX, &band->stride, err));
+}
+
 static bool place_parse(const struct manifest *manifest, const json_t *slice, const struct param_table *table,
                         const struct checkpoint_formats *formats, int64_t file_count, int32_t hint,
                         struct checkpoint_place *place, struct err *err)
@@ -203,8 +246,9 @@ static bool place_parse(const struct manifest *manifest, const json_t *slice, co
     if (!manifest_string(manifest, slice, "tensor", tensor, sizeof tensor, err) ||
         !manifest_string(manifest, slice, "part", part, sizeof part, err) ||
         !manifest_string(manifest, slice, "dtype", type, sizeof type, err) ||
-        !manifest_integer(manifest, slice, "start", 0, INT64_MAX, &place->start, err) ||
-        !manifest_integer(manifest, slice, "count", 1, INT64_MAX, &place->count, err) ||
+        !manifest_integer(manifest, slice, "start", 0, INT64_MAX, &place->range.start, err) ||
+        !manifest_integer(manifest, slice, "count", 1, INT64_MAX, &place->range.count, err) ||
+        !band_parse(manifest, slice, &place->range.band, err) ||
         !manifest_integer(manifest, slice, "file", 0, file_count - 1, &file, err) ||
         !manifest_integer(manifest, slice, "offset", 0, INT64_MAX, &place->offset, err))
         return false;
@@ -212,8 +256,8 @@ static bool place_parse(const struct manifest *manifest, const json_t *slice, co
     place->part = part_from_name(part);
     place->file = (int32_t)file;
     if (place->tensor < 0 || place->part < 0 ||
-        !checkpoint_part_shape(formats, place->part, table->params[place->tensor].elements, &dtype,
-                               &length) ||
+        !checkpoint_part_shape(formats, place->part, param_whole_elements(&table->params[place->tensor]),
+                               &dtype, &length) ||
         strcmp(type, dtype_hub_name(dtype)) != 0)
         return err_set(err, ERR_CORRUPT, "%s lists %s of %s as %s, which model and policy have not",
                        manifest->path, part, tensor, type);

@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define CHECKPOINT_VERSION  1
+#define CHECKPOINT_VERSION  2 /* 1 had no slices of columns */
 #define CHECKPOINT_KIND     "trainerd checkpoint"
 #define CHECKPOINT_MANIFEST "manifest.json"
 #define CHECKPOINT_PARTIAL  ".partial"

@@ -7,8 +7,9 @@
 
 struct checkpoint_formats checkpoint_formats_of(const struct policy *policy);
 
-/* Every stored array of this rank's shard, for checkpoint_save_shard; malloc'ed. An empty shard gives none.
- */
+/* Every stored array of this rank's shard, for checkpoint_save_shard; malloc'ed. An empty shard gives none,
+ * and a segment that is a copy of another rank's neither: what several ranks hold is written by one, and read
+ * by all. table: this rank's, of its pieces under tensor parallelism. */
 bool checkpoint_optimizer_slices(const struct optimizer *optimizer, const struct param_table *table,
                                  struct checkpoint_slice **slices, int64_t *count, struct err *err) MUST_USE;
 

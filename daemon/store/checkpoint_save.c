@@ -79,7 +79,7 @@ static int by_width(const void *a, const void *b)
         return x->slice->tensor < y->slice->tensor ? -1 : 1;
     if (x->slice->part != y->slice->part)
         return x->slice->part < y->slice->part ? -1 : 1;
-    return x->slice->start < y->slice->start ? -1 : x->slice->start > y->slice->start;
+    return x->slice->range.start < y->slice->range.start ? -1 : x->slice->range.start > y->slice->range.start;
 }
 
 static bool shard_sort(struct shard *shard, const struct param_table *table,
@@ -94,9 +94,9 @@ static bool shard_sort(struct shard *shard, const struct param_table *table,
         enum dtype dtype = DTYPE_COUNT;
         int64_t length = 0;
         INVARIANT(s->tensor >= 0 && s->tensor < table->count && s->part >= 0 && s->part < CHECKPOINT_PARTS);
-        bool has =
-            checkpoint_part_shape(formats, s->part, table->params[s->tensor].elements, &dtype, &length);
-        INVARIANT(has && s->count > 0 && s->start >= 0 && s->count <= length - s->start);
+        bool has = checkpoint_part_shape(formats, s->part, param_whole_elements(&table->params[s->tensor]),
+                                         &dtype, &length);
+        INVARIANT(has && band_fits(&s->range, length));
         keyed[i] = (struct keyed){dtype_bytes(dtype), s};
     }
     qsort(keyed, (size_t)shard->count, sizeof *keyed, by_width);
@@ -106,7 +106,8 @@ static bool shard_sort(struct shard *shard, const struct param_table *table,
     return true;
 }
 
-/* "model.norm.weight:v.scale:0": tensor, part, first element. */
+/* "model.norm.weight:v.scale:0": tensor, part, first element. "….down_proj.weight:m[:,48:96]:0": the first of
+ * these columns. */
 static bool shard_describe(struct shard *shard, const struct param_table *table,
                            const struct checkpoint_formats *formats, struct err *err)
 {
@@ -114,12 +115,17 @@ static bool shard_describe(struct shard *shard, const struct param_table *table,
         const struct checkpoint_slice *s = shard->slices[i];
         const struct param *param = &table->params[s->tensor];
         struct safetensor *t = &shard->tensors[i];
+        const struct band *band = &s->range.band;
+        char columns[64] = "";
         int64_t length;
-        (void)checkpoint_part_shape(formats, s->part, param->elements, &t->dtype, &length);
+        (void)checkpoint_part_shape(formats, s->part, param_whole_elements(param), &t->dtype, &length);
         t->dims = 1;
-        t->shape[0] = s->count;
-        int bytes = snprintf(t->name, sizeof t->name, "%s:%s:%" PRId64, param->name,
-                             checkpoint_part_name(s->part), s->start);
+        t->shape[0] = s->range.count;
+        if (band->run)
+            snprintf(columns, sizeof columns, "[:,%" PRId64 ":%" PRId64 "]", band->first,
+                     band->first + band->run);
+        int bytes = snprintf(t->name, sizeof t->name, "%s:%s%s:%" PRId64, param->name,
+                             checkpoint_part_name(s->part), columns, s->range.start);
         if (bytes >= (int)sizeof t->name)
             return err_set(err, ERR_UNSUPPORTED, "the tensor name %.60s… is too long for a checkpoint",
                            param->name);
@@ -189,6 +195,14 @@ static bool shard_write(struct shard *shard, struct device *device, struct err *
     return safetensors_writer_finish(&shard->writer, err);
 }
 
+/* Columns, where the slice is of some only. */
+static bool band_describe(json_t *slice, const struct band *band)
+{
+    return band->run == 0 || (json_object_set_new(slice, "first", json_integer(band->first)) == 0 &&
+                              json_object_set_new(slice, "run", json_integer(band->run)) == 0 &&
+                              json_object_set_new(slice, "stride", json_integer(band->stride)) == 0);
+}
+
 /* What rank 0 needs to know, as JSON; NULL when there is no memory. shard without slices: no file. */
 static char *shard_fragment(const struct shard *shard, const struct param_table *table)
 {
@@ -203,11 +217,14 @@ static char *shard_fragment(const struct shard *shard, const struct param_table 
     for (int64_t i = 0; i < shard->count; i++) {
         const struct checkpoint_slice *s = shard->slices[i];
         const struct safetensor *t = &shard->tensors[i];
-        json_array_append_new(
-            slices, json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "tensor", table->params[s->tensor].name,
-                              "part", checkpoint_part_name(s->part), "dtype", dtype_hub_name(t->dtype),
-                              "start", (json_int_t)s->start, "count", (json_int_t)s->count, "file",
-                              (json_int_t)0, "offset", (json_int_t)t->start));
+        json_t *slice =
+            json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "tensor", table->params[s->tensor].name, "part",
+                      checkpoint_part_name(s->part), "dtype", dtype_hub_name(t->dtype), "start",
+                      (json_int_t)s->range.start, "count", (json_int_t)s->range.count, "file", (json_int_t)0,
+                      "offset", (json_int_t)t->start);
+        if (band_describe(slice, &s->range.band))
+            json_array_append(slices, slice);
+        json_decref(slice);
     }
     bool whole =
         json_array_size(files) == (shard->count > 0) && json_array_size(slices) == (size_t)shard->count;

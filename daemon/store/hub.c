@@ -177,17 +177,47 @@ static bool read_piece(const struct safetensors_place *place, int64_t start, int
     return true;
 }
 
-bool hub_read(struct hub *hub, int32_t tensor, int64_t start, int64_t count, hub_sink sink, void *context,
+/* count <= HUB_PIECE_ELEMENTS elements of a band, into values. Spans of the file go through one half of raw,
+ * and halves (bf16, fp16) are gathered in the other before they are widened. */
+static bool read_columns(const struct safetensors_place *place, const struct band_range *range, char *raw,
+                         float *values, struct err *err)
+{
+    const struct safetensor *t = place->tensor;
+    size_t width = dtype_bytes(t->dtype);
+    const int64_t most = HUB_PIECE_ELEMENTS / 2;
+    char *gathered = t->dtype == DTYPE_F32 ? (char *)values : raw + (size_t)HUB_PIECE_ELEMENTS * 2;
+    struct band_range rest = band_clip(&(struct band_range){.count = t->elements}, range);
+    while (rest.count > 0) {
+        struct band_range span = rest;
+        span.count = rest.count < most ? rest.count : most;
+        if (!safetensors_read(place->file, t, (uint64_t)span.start * width, raw, (size_t)span.count * width,
+                              err))
+            return err_why(err, "while reading %s", t->name);
+        band_copy(gathered, range, raw, &span, width);
+        rest.start += span.count;
+        rest.count -= span.count;
+        watch_tick();
+    }
+    if (t->dtype != DTYPE_F32)
+        widen(values, gathered, t->dtype, range->count);
+    return true;
+}
+
+bool hub_read(struct hub *hub, int32_t tensor, const struct band_range *range, hub_sink sink, void *context,
               struct err *err)
 {
-    INVARIANT(tensor >= 0 && tensor < hub->table.count && start >= 0 && count >= 0);
-    INVARIANT(count <= hub->table.params[tensor].elements - start);
-    for (int64_t done = 0; done < count; done += HUB_PIECE_ELEMENTS) {
-        int64_t piece = count - done < HUB_PIECE_ELEMENTS ? count - done : HUB_PIECE_ELEMENTS;
-        if (!read_piece(hub->rows[tensor], start + done, piece, hub->raw, hub->values, err))
+    INVARIANT(tensor >= 0 && tensor < hub->table.count);
+    INVARIANT(range->count == 0 || band_fits(range, hub->table.params[tensor].elements));
+    for (int64_t done = 0; done < range->count; done += HUB_PIECE_ELEMENTS) {
+        struct band_range piece = {range->band, range->start + done, range->count - done};
+        if (piece.count > HUB_PIECE_ELEMENTS)
+            piece.count = HUB_PIECE_ELEMENTS;
+        const struct safetensors_place *place = hub->rows[tensor];
+        if (!(range->band.run ? read_columns(place, &piece, hub->raw, hub->values, err)
+                              : read_piece(place, piece.start, piece.count, hub->raw, hub->values, err)))
             return false;
         if (sink)
-            sink(context, tensor, start + done, hub->values, piece);
+            sink(context, tensor, piece.start, hub->values, piece.count);
     }
     return true;
 }

@@ -20,6 +20,7 @@
  * No function here talks to other ranks: the engine agrees between the phases. Owner: the engine's thread. */
 #pragma once
 
+#include "band.h"
 #include "dtype.h"
 #include "err.h"
 #include "manifest.h"
@@ -39,11 +40,11 @@ struct hub {
     struct safetensors_set files;
     const struct safetensors_place **rows;     /* [table.count] */
     const struct safetensors_place *tied_head; /* the duplicate of a tied model, or NULL */
-    char *raw;                                 /* [HUB_PIECE_ELEMENTS] of the file's dtype */
+    char *raw;                                 /* [HUB_PIECE_ELEMENTS] as the file has them */
     float *values;                             /* [HUB_PIECE_ELEMENTS] */
 };
 
-/* Elements start … start+count-1 of a row of the table, count <= HUB_PIECE_ELEMENTS; values is host memory,
+/* Elements start … start+count-1 of the range's band, count <= HUB_PIECE_ELEMENTS; values is host memory,
  * valid during the call. */
 typedef void (*hub_sink)(void *context, int32_t tensor, int64_t start, const float *values, int64_t count);
 
@@ -56,9 +57,10 @@ void hub_close(struct hub *hub); /* zeroed: fine */
  */
 bool hub_check_tied(struct hub *hub, int64_t index, int64_t count, struct err *err) MUST_USE;
 
-/* Reads a range by pieces that start at start + a multiple of HUB_PIECE_ELEMENTS. sink NULL: only reads it
- * through. */
-bool hub_read(struct hub *hub, int32_t tensor, int64_t start, int64_t count, hub_sink sink, void *context,
+/* Reads a range of a row of the table by pieces that start at range->start + a multiple of
+ * HUB_PIECE_ELEMENTS. Of a band of columns the file is read in spans, and what lies between is left out. sink
+ * NULL: only reads it through. */
+bool hub_read(struct hub *hub, int32_t tensor, const struct band_range *range, hub_sink sink, void *context,
               struct err *err) MUST_USE;
 
 /* ---- export ---- */
@@ -89,7 +91,9 @@ struct hub_export_options {
     int64_t shard_bytes; /* 0: HUB_SHARD_BYTES */
 };
 
-/* Rank 0: the partial folder with config.json, the files carried over from `source`, the index, and every
+/* The table of an export may be of the rank's pieces: only names and whole shapes are read.
+ *
+ * Rank 0: the partial folder with config.json, the files carried over from `source`, the index, and every
  * safetensors file with its header and its whole size taken on the disk. A folder that exists and is not
  * empty is refused. */
 bool hub_export_begin(const char *folder, const struct model_config *config, const struct param_table *table,
@@ -99,10 +103,10 @@ bool hub_export_begin(const char *folder, const struct model_config *config, con
 bool hub_export_join(struct hub_export *export, const char *folder, const struct param_table *table,
                      const struct hub_export_options *options, struct err *err) MUST_USE;
 
-/* Elements start … start+count-1 of a tensor from host memory in fp32 or bf16. To bf16, fp32 is rounded to
- * nearest even and bf16 kept as it is; to fp32 both are exact. */
-bool hub_export_put(struct hub_export *export, int32_t tensor, int64_t start, enum dtype dtype,
-                    const void *values, int64_t count, struct err *err) MUST_USE;
+/* A range of a tensor from host memory in fp32 or bf16. To bf16, fp32 is rounded to nearest even and bf16
+ * kept as it is; to fp32 both are exact. A band of columns is written row by row. */
+bool hub_export_put(struct hub_export *export, int32_t tensor, const struct band_range *range,
+                    enum dtype dtype, const void *values, struct err *err) MUST_USE;
 
 /* Each rank, when its ranges are written: syncs. A failure condemns the export: abort. */
 bool hub_export_finish(struct hub_export *export, struct err *err) MUST_USE;

@@ -81,7 +81,7 @@ static void file_name(char name[LIMIT_NAME_BYTES], int32_t file, int32_t file_co
 
 static int64_t tensor_bytes(const struct param *param, enum dtype dtype)
 {
-    return param->elements * (int64_t)dtype_bytes(dtype);
+    return param_whole_elements(param) * (int64_t)dtype_bytes(dtype);
 }
 
 /* Fills files by the table's order; files_of[table->count] gets each tensor's. Returns how many files. */
@@ -186,8 +186,9 @@ static bool make_file(const char *partial, const struct param_table *table, enum
         if (places[i].file != file)
             continue;
         struct safetensor *t = &tensors[count++];
-        *t = (struct safetensor){
-            .dtype = dtype, .dims = param->columns ? 2 : 1, .shape = {param->rows, param->columns}};
+        *t = (struct safetensor){.dtype = dtype,
+                                 .dims = param->columns ? 2 : 1,
+                                 .shape = {param->whole_rows, param->whole_columns}};
         snprintf(t->name, sizeof t->name, "%s", param->name);
     }
     file_name(name, file, file_count);
@@ -248,7 +249,7 @@ static bool join_file(struct hub_export *export, int32_t file, struct err *err)
             continue;
         const struct param *param = &export->table->params[i];
         const struct safetensor *t = safetensors_find(&header, param->name);
-        found = (t && t->dtype == export->dtype && t->elements == param->elements) ||
+        found = (t && t->dtype == export->dtype && t->elements == param_whole_elements(param)) ||
                 err_set(err, ERR_CORRUPT, "%s is not what rank 0 wrote: %s", path, param->name);
         export->places[i].offset = found ? (int64_t)t->start : 0;
     }
@@ -297,20 +298,35 @@ static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype 
             ((float *)to)[i] = bf16_to_float(((const uint16_t *)from)[i]);
 }
 
-bool hub_export_put(struct hub_export *export, int32_t tensor, int64_t start, enum dtype dtype,
-                    const void *values, int64_t count, struct err *err)
+/* Converted values, wherever in the file they lie side by side. */
+static bool write_range(struct hub_export *export, int32_t tensor, const struct band_range *range,
+                        struct err *err)
+{
+    const struct hub_export_place *place = &export->places[tensor];
+    int64_t width = (int64_t)dtype_bytes(export->dtype), together;
+    for (int64_t done = 0; done < range->count; done += together) {
+        together = band_together(&range->band, range->start + done, range->count - done);
+        if (!file_write_all(export->files[place->file].fd, export->buffer + done * width,
+                            (size_t)(together * width),
+                            place->offset + band_at(&range->band, range->start + done) * width, err))
+            return false;
+    }
+    return true;
+}
+
+bool hub_export_put(struct hub_export *export, int32_t tensor, const struct band_range *range,
+                    enum dtype dtype, const void *values, struct err *err)
 {
     INVARIANT(dtype == DTYPE_BF16 || dtype == DTYPE_F32);
-    INVARIANT(tensor >= 0 && tensor < export->table->count && start >= 0 && count >= 0);
-    INVARIANT(count <= export->table->params[tensor].elements - start);
-    const struct hub_export_place *place = &export->places[tensor];
-    int64_t width = (int64_t)dtype_bytes(export->dtype);
-    for (int64_t done = 0; done < count; done += HUB_PIECE_ELEMENTS) {
-        int64_t piece = count - done < HUB_PIECE_ELEMENTS ? count - done : HUB_PIECE_ELEMENTS;
+    INVARIANT(tensor >= 0 && tensor < export->table->count);
+    INVARIANT(range->count == 0 || band_fits(range, param_whole_elements(&export->table->params[tensor])));
+    for (int64_t done = 0; done < range->count; done += HUB_PIECE_ELEMENTS) {
+        struct band_range piece = {range->band, range->start + done, range->count - done};
+        if (piece.count > HUB_PIECE_ELEMENTS)
+            piece.count = HUB_PIECE_ELEMENTS;
         const char *from = (const char *)values + done * (int64_t)dtype_bytes(dtype);
-        convert(export->buffer, export->dtype, from, dtype, piece);
-        if (!file_write_all(export->files[place->file].fd, export->buffer, (size_t)(piece * width),
-                            place->offset + (start + done) * width, err))
+        convert(export->buffer, export->dtype, from, dtype, piece.count);
+        if (!write_range(export, tensor, &piece, err))
             return false;
         watch_tick();
     }

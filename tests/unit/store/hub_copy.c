@@ -7,7 +7,8 @@
 static void put(void *context, int32_t tensor, int64_t start, const float *values, int64_t count)
 {
     struct err err = ERR_INIT;
-    if (!hub_export_put(context, tensor, start, DTYPE_F32, values, count, &err))
+    if (!hub_export_put(context, tensor, &(struct band_range){.start = start, .count = count}, DTYPE_F32,
+                        values, &err))
         fprintf(stderr, "%s\n", err.what); /* the commit, or the comparison, will fail */
 }
 
@@ -22,7 +23,8 @@ static bool copy(const char *from, const char *to, enum dtype dtype, struct err 
                 hub_export_begin(to, &hub.config, &hub.table, &options, err) &&
                 hub_export_join(&export, to, &hub.table, &options, err);
     for (int32_t i = 0; good && i < hub.table.count; i++)
-        good = hub_read(&hub, i, 0, hub.table.params[i].elements, put, &export, err);
+        good =
+            hub_read(&hub, i, &(struct band_range){.count = hub.table.params[i].elements}, put, &export, err);
     good = good && hub_export_finish(&export, err) && hub_export_commit(to, NULL, err);
     hub_export_done(&export);
     hub_close(&hub);

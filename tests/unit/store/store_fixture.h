@@ -20,6 +20,12 @@
     "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"head_dim\": 2, "    \
     "\"intermediate_size\": 3, \"vocab_size\": 4, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-6, " \
     "\"rope_theta\": 1000000.0, \"tie_word_embeddings\": true}"
+/* Columns that split by 2 and 4 into whole groups of 32. */
+#define WIDE_CONFIG                                                                                          \
+    "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_size\": 32, "           \
+    "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 32, "   \
+    "\"intermediate_size\": 640, \"vocab_size\": 97, \"max_position_embeddings\": 64, \"rms_norm_eps\": "    \
+    "1e-6, \"rope_theta\": 1000000.0, \"tie_word_embeddings\": true}"
 /* Large enough for slices, groups and tails: 2 blocks, hidden 25, vocabulary 301. FFN matrices of 1025
  * elements: a tail of one. */
 #define SMALL_CONFIG                                                                                         \
@@ -90,6 +96,17 @@ static inline void value_fill(unsigned char *to, int32_t tensor, int part, int64
         to[i] = value_byte(tensor, part, from + i) ^ far;
 }
 
+/* The same of a range of a band. */
+static inline void value_fill_range(unsigned char *to, int32_t tensor, int part,
+                                    const struct band_range *range, size_t width, unsigned char far)
+{
+    const struct band *b = &range->band;
+    for (int64_t i = 0; i < range->count; i++) {
+        int64_t e = range->start + i, at = b->run ? b->first + e / b->run * b->stride + e % b->run : e;
+        value_fill(to + (size_t)i * width, tensor, part, at, 1, width, far);
+    }
+}
+
 /* Where rank of ranks begins in an array of so many elements: uneven on purpose, some ranges empty. */
 static inline int64_t cut(int64_t length, int rank, int ranks, int salt)
 {
@@ -99,14 +116,44 @@ static inline int64_t cut(int64_t length, int rank, int ranks, int salt)
     return at > length ? length : at;
 }
 
-/* This rank's slices, with device memory of their own. */
+/* How arrays are cut: matrices into bands of columns, each of them, and all else, among `ranks`. bands 0:
+ * as 1. */
+struct cuts {
+    int ranks, bands;
+};
+
+/* What is held of a part by rank in band: count 0 is nothing. Where the columns of a part cannot be told
+ * (scales of groups that pass a row's end), band 0 has it whole. */
+static inline struct band_range cut_range(const struct param *param, int64_t length, struct cuts cuts,
+                                          int rank, int band, int salt)
+{
+    struct band_range range = {0};
+    int64_t elements = length, stride = param->columns ? length / param->rows : 0;
+    if (cuts.bands > 1 && stride >= cuts.bands && stride * param->rows == length) {
+        int64_t first = cut(stride, band, cuts.bands, salt), past = cut(stride, band + 1, cuts.bands, salt);
+        if (past <= first)
+            return range;
+        if (past - first < stride)
+            range.band = (struct band){first, past - first, stride};
+        elements = param->rows * (past - first);
+    } else if (band > 0) {
+        return range;
+    }
+    range.start = cut(elements, rank, cuts.ranks, salt);
+    int64_t count = cut(elements, rank + 1, cuts.ranks, salt) - range.start;
+    range.count = count > 0 ? count : 0;
+    return range;
+}
+
+/* This rank's slices of one band, with device memory of their own. */
 struct cutting {
     struct checkpoint_slice *slices;
     int64_t count;
 };
 
 static inline struct cutting cutting_make(const struct param_table *table,
-                                          const struct checkpoint_formats *formats, int rank, int ranks)
+                                          const struct checkpoint_formats *formats, struct cuts cuts,
+                                          int rank, int band)
 {
     struct cutting c = {.slices = calloc((size_t)table->count * CHECKPOINT_PARTS, sizeof *c.slices)};
     for (int32_t tensor = 0; tensor < table->count; tensor++) {
@@ -115,13 +162,13 @@ static inline struct cutting cutting_make(const struct param_table *table,
             int64_t length;
             if (!checkpoint_part_shape(formats, part, table->params[tensor].elements, &dtype, &length))
                 continue;
-            int64_t start = cut(length, rank, ranks, tensor), end = cut(length, rank + 1, ranks, tensor);
-            if (end <= start)
+            struct band_range range = cut_range(&table->params[tensor], length, cuts, rank, band, tensor);
+            if (range.count == 0)
                 continue;
             size_t width = dtype_bytes(dtype);
-            unsigned char *memory = malloc((size_t)(end - start) * width);
-            value_fill(memory, tensor, part, start, end - start, width, FAR);
-            c.slices[c.count++] = (struct checkpoint_slice){tensor, part, start, end - start, memory};
+            unsigned char *memory = malloc((size_t)range.count * width);
+            value_fill_range(memory, tensor, part, &range, width, FAR);
+            c.slices[c.count++] = (struct checkpoint_slice){tensor, part, range, memory};
         }
     }
     return c;
@@ -130,7 +177,7 @@ static inline struct cutting cutting_make(const struct param_table *table,
 static inline void cutting_done(struct cutting *c)
 {
     for (int64_t i = 0; i < c->count; i++)
-        free((void *)(uintptr_t)c->slices[i].memory);
+        free(c->slices[i].memory);
     free(c->slices);
     *c = (struct cutting){0};
 }
@@ -139,7 +186,7 @@ static inline void cutting_done(struct cutting *c)
 
 struct saving {
     const char *name;
-    int ranks;
+    int ranks, bands; /* bands * ranks save: see struct cuts */
     bool replace;
     struct checkpoint_formats formats;
     struct checkpoint_about about; /* run, policy, automatic, step, total_steps */
@@ -148,49 +195,57 @@ struct saving {
 
 static inline bool save(const struct fixture *f, const struct saving *s, struct err *err)
 {
-    char *fragments[16] = {0};
+    char *fragments[32] = {0};
+    struct cuts cuts = {s->ranks, s->bands > 1 ? s->bands : 1};
+    int all = cuts.ranks * cuts.bands;
     struct checkpoint_about about = s->about;
     snprintf(about.name, sizeof about.name, "%s", s->name);
     bool saved = checkpoint_save_begin(f->folder.path, s->name, s->replace, err);
-    for (int rank = 0; saved && rank < s->ranks; rank++) {
-        struct cutting c = cutting_make(&f->table, &s->formats, rank, s->ranks);
+    for (int rank = 0; saved && rank < all; rank++) {
+        struct cutting c = cutting_make(&f->table, &s->formats, cuts, rank / cuts.bands, rank % cuts.bands);
         saved = checkpoint_save_shard(f->folder.path, s->name, rank, &f->table, &s->formats, c.slices,
                                       c.count, &far_device, &fragments[rank], err);
         cutting_done(&c);
     }
     struct checkpoint_record record = {&about, &f->table, &s->formats, f->config_text,
                                        s->state ? s->state : f->state};
-    saved = saved && checkpoint_save_commit(f->folder.path, &record, (const char *const *)fragments, s->ranks,
+    saved = saved && checkpoint_save_commit(f->folder.path, &record, (const char *const *)fragments, all,
                                             s->replace, NULL, err);
     if (!saved)
         checkpoint_save_abort(f->folder.path, s->name);
-    for (int rank = 0; rank < s->ranks; rank++)
+    for (int rank = 0; rank < all; rank++)
         free(fragments[rank]);
     return saved;
 }
 
+/* One slice, read as its rank would. */
+static inline bool slice_equal(struct checkpoint *c, int32_t tensor, int part, const struct band_range *range,
+                               size_t width, struct err *err)
+{
+    size_t bytes = (size_t)range->count * width;
+    unsigned char *got = calloc(1, bytes + 1), *want = calloc(1, bytes + 1);
+    const struct checkpoint_slice slice = {tensor, part, *range, got};
+    value_fill_range(want, tensor, part, range, width, FAR);
+    bool same = checkpoint_read(c, &far_device, &slice, err) && memcmp(got, want, bytes) == 0;
+    free(got);
+    free(want);
+    return same;
+}
+
 /* Reads every part under another cutting; true when each byte is what was saved. */
-static inline bool read_equal(struct checkpoint *c, int ranks, struct err *err)
+static inline bool read_equal(struct checkpoint *c, struct cuts cuts, struct err *err)
 {
     for (int32_t tensor = 0; tensor < c->table.count; tensor++) {
         for (int part = 0; part < CHECKPOINT_PARTS; part++) {
             enum dtype dtype;
             int64_t length;
-            if (!checkpoint_part_shape(&c->formats, part, c->table.params[tensor].elements, &dtype, &length))
+            const struct param *param = &c->table.params[tensor];
+            if (!checkpoint_part_shape(&c->formats, part, param->elements, &dtype, &length))
                 continue;
-            for (int rank = 0; rank < ranks; rank++) {
-                int64_t start = cut(length, rank, ranks, tensor + 3),
-                        end = cut(length, rank + 1, ranks, tensor + 3);
-                size_t bytes = end > start ? (size_t)(end - start) * dtype_bytes(dtype) : 0;
-                unsigned char *got = calloc(1, bytes + 1), *want = calloc(1, bytes + 1);
-                bool same = end <= start ||
-                            checkpoint_read(c, &far_device, tensor, part, start, end - start, got, err);
-                if (end > start)
-                    value_fill(want, tensor, part, start, end - start, dtype_bytes(dtype), FAR);
-                same = same && memcmp(got, want, bytes) == 0;
-                free(got);
-                free(want);
-                if (!same)
+            for (int rank = 0; rank < cuts.ranks * cuts.bands; rank++) {
+                struct band_range range =
+                    cut_range(param, length, cuts, rank / cuts.bands, rank % cuts.bands, tensor + 3);
+                if (range.count > 0 && !slice_equal(c, tensor, part, &range, dtype_bytes(dtype), err))
                     return false;
             }
         }
@@ -198,18 +253,23 @@ static inline bool read_equal(struct checkpoint *c, int ranks, struct err *err)
     return true;
 }
 
-/* Opened, verified by `ranks` ranks in turn, read. */
-static inline bool load_equal(const char *folder, const char *name, int ranks, struct err *err)
+/* Opened, verified by all ranks in turn, read. */
+static inline bool load_equal_cut(const char *folder, const char *name, struct cuts cuts, struct err *err)
 {
     struct checkpoint c;
     if (!checkpoint_open(&c, folder, name, err))
         return false;
     bool good = true;
-    for (int rank = 0; good && rank < ranks; rank++)
-        good = checkpoint_verify(&c, rank, ranks, err);
-    good = good && read_equal(&c, ranks, err);
+    for (int rank = 0; good && rank < cuts.ranks; rank++)
+        good = checkpoint_verify(&c, rank, cuts.ranks, err);
+    good = good && read_equal(&c, cuts, err);
     checkpoint_close(&c);
     return good;
+}
+
+static inline bool load_equal(const char *folder, const char *name, int ranks, struct err *err)
+{
+    return load_equal_cut(folder, name, (struct cuts){ranks, 1}, err);
 }
 
 /* How many entries of a folder end so; "" counts all. */

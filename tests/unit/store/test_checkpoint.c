@@ -71,6 +71,56 @@ static void layouts_agree(void **unused)
     fixture_done(&f);
 }
 
+/* Columns cut in any way come back cut in any other: bands, ranges of them, or the whole array's ranges. */
+static void columns_agree(void **unused)
+{
+    (void)unused;
+    const char *const configs[] = {SMALL_CONFIG, WIDE_CONFIG};
+    const struct checkpoint_formats formats[] = {{WEIGHT_SPLIT8, MOMENT_Q8, MOMENT_Q8},
+                                                 {WEIGHT_KAHAN, MOMENT_BF16, MOMENT_FP32}};
+    const struct cuts cuts[] = {{1, 1}, {3, 1}, {1, 2}, {3, 2}, {1, 4}, {2, 5}};
+    const size_t count = sizeof cuts / sizeof *cuts;
+    for (size_t c = 0; c < 2; c++) {
+        struct fixture f;
+        fixture_make(&f, configs[c]);
+        for (size_t i = 0; i < 2 * count; i++) {
+            struct err err = ERR_INIT;
+            struct saving s = saving_of("c", cuts[i / 2].ranks, formats[i % 2]);
+            s.bands = cuts[i / 2].bands;
+            s.replace = true;
+            check_ok(save(&f, &s, &err), &err);
+            for (size_t k = 0; k < count; k++)
+                check_ok(load_equal_cut(f.folder.path, "c", cuts[k], &err), &err);
+        }
+        fixture_done(&f);
+    }
+}
+
+/* More than a buffer holds of one tensor: 10 MB of rows and of columns. */
+static void large_columns_agree(void **unused)
+{
+    (void)unused;
+    const char *config =
+        "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_size\": 2, "
+        "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"head_dim\": 2, "
+        "\"intermediate_size\": 1300001, \"vocab_size\": 4, \"max_position_embeddings\": 64, "
+        "\"rms_norm_eps\": 1e-6, \"rope_theta\": 1000000.0, \"tie_word_embeddings\": true}";
+    const struct cuts cuts[] = {{1, 1}, {2, 1}, {2, 3}, {1, 2}};
+    struct fixture f;
+    fixture_make(&f, config);
+    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        struct err err = ERR_INIT;
+        struct saving s =
+            saving_of("c", cuts[i].ranks, (struct checkpoint_formats){WEIGHT_FP32, MOMENT_BF16, MOMENT_Q8});
+        s.bands = cuts[i].bands;
+        s.replace = true;
+        check_ok(save(&f, &s, &err), &err);
+        size_t other = (i + 2) % 4;
+        check_ok(load_equal_cut(f.folder.path, "c", cuts[other], &err), &err);
+    }
+    fixture_done(&f);
+}
+
 /* Other tools read the shards: they are safetensors, and a slice says in its name what it is. */
 static void shards_are_safetensors(void **unused)
 {
@@ -91,6 +141,33 @@ static void shards_are_safetensors(void **unused)
     fixture_done(&f);
 }
 
+/* So are slices of columns: the name says which. */
+static void shards_name_their_columns(void **unused)
+{
+    (void)unused;
+    struct fixture f;
+    struct err err = ERR_INIT;
+    struct saving s = saving_of("c", 1, plain);
+    s.bands = 2;
+    fixture_make(&f, SMALL_CONFIG);
+    check_ok(save(&f, &s, &err), &err);
+    struct safetensors file;
+    check_ok(safetensors_open(&file, temp_path(&f.folder, "c/shard-00001.safetensors"), &err), &err);
+    int32_t row = param_table_find(&f.table, "model.layers.1.mlp.down_proj.weight");
+    int64_t first = cut(41, 1, 2, row);
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.1.mlp.down_proj.weight:m[:,%d:41]:0", (int)first);
+    const struct safetensor *t = safetensors_find(&file, name);
+    assert_non_null(t);
+    assert_int_equal(t->elements, 25 * (41 - first));
+    for (int64_t i = 0; i < (int64_t)t->bytes; i++) {
+        int64_t byte = (first + i / 4 / (41 - first) * 41 + i / 4 % (41 - first)) * 4 + i % 4;
+        assert_int_equal(safetensors_data(&file, t)[i], value_byte(row, 2, byte));
+    }
+    safetensors_close(&file);
+    fixture_done(&f);
+}
+
 /* One slice left out, twice, too long, or of another place: never committed. */
 static void holes_are_refused(void **unused)
 {
@@ -102,21 +179,21 @@ static void holes_are_refused(void **unused)
         struct checkpoint_about about = {.name = "c", .policy = "fp32-master"};
         char *fragment = NULL;
         check_ok(checkpoint_save_begin(f.folder.path, "c", false, &err), &err);
-        struct cutting c = cutting_make(&f.table, &plain, 0, 1);
+        struct cutting c = cutting_make(&f.table, &plain, (struct cuts){1, 1}, 0, 0);
         struct checkpoint_slice slices[64];
         int64_t count = c.count;
         memcpy(slices, c.slices, (size_t)count * sizeof *slices);
         if (fault == 0)
             slices[5] = slices[--count];
         else if (fault == 1)
-            slices[5] = slices[6], slices[5].start++, slices[5].count--;
+            slices[5] = slices[6], slices[5].range.start++, slices[5].range.count--;
         else if (fault == 4) /* as many elements as there should be, some of them twice */
-            slices[0].count = 5, slices[count] = slices[0], slices[count].start = 2,
-            slices[count++].count = 3;
+            slices[0].range.count = 5, slices[count] = slices[0], slices[count].range.start = 2,
+            slices[count++].range.count = 3;
         else if (fault == 2)
-            slices[5].start++, slices[5].count--;
+            slices[5].range.start++, slices[5].range.count--;
         else
-            slices[5].count--;
+            slices[5].range.count--;
         check_ok(checkpoint_save_shard(f.folder.path, "c", 0, &f.table, &plain, slices, count, &far_device,
                                        &fragment, &err),
                  &err);
@@ -127,6 +204,58 @@ static void holes_are_refused(void **unused)
         checkpoint_save_abort(f.folder.path, "c");
         assert_int_equal(entries_ending(f.folder.path, ""), 0);
         free(fragment);
+        cutting_done(&c);
+    }
+    fixture_done(&f);
+}
+
+/* The same of columns: one band left out, wider, narrower, elsewhere, of other rows, ending early; or a part
+ * cut in two ways at once. */
+static void holes_in_columns_are_refused(void **unused)
+{
+    (void)unused;
+    struct fixture f;
+    fixture_make(&f, SMALL_CONFIG);
+    const int32_t tensor = param_table_find(&f.table, "model.layers.0.mlp.down_proj.weight"); /* [25][41] */
+    const struct band_range faults[] = {
+        {{20, 21, 41}, 0, 25 * 21}, /* right: committed */
+        {{0}, 0, 0},
+        {{19, 21, 41}, 0, 25 * 21},
+        {{21, 20, 41}, 0, 25 * 20},
+        {{20, 20, 41}, 0, 25 * 20},
+        {{20, 21, 41}, 0, 24 * 21},
+        {{20, 21, 41}, 1, 25 * 21 - 1},
+        {{20, 5, 25}, 0, 41 * 5},
+        {{0}, 20 * 25, 21 * 25},
+        {{0, 20, 41}, 0, 25 * 20},
+        {{0, 21, 41}, 0, 25 * 21},
+        {{20, 21, 205}, 0, 5 * 21},
+    };
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        struct err err = ERR_INIT;
+        struct checkpoint_about about = {.name = "c", .policy = "fp32-master"};
+        char *fragments[2] = {NULL, NULL};
+        static char memory[25 * 41 * 4];
+        struct cutting c = cutting_make(&f.table, &plain, (struct cuts){1, 1}, 0, 0);
+        for (int64_t k = 0; k < c.count; k++)
+            if (c.slices[k].tensor == tensor && c.slices[k].part == 0)
+                c.slices[k].range = (struct band_range){{0, 20, 41}, 0, 25 * 20};
+        const struct checkpoint_slice other = {tensor, 0, faults[i], memory};
+        check_ok(checkpoint_save_begin(f.folder.path, "c", true, &err), &err);
+        check_ok(checkpoint_save_shard(f.folder.path, "c", 0, &f.table, &plain, c.slices, c.count,
+                                       &far_device, &fragments[0], &err),
+                 &err);
+        check_ok(checkpoint_save_shard(f.folder.path, "c", 1, &f.table, &plain, &other, faults[i].count > 0,
+                                       &far_device, &fragments[1], &err),
+                 &err);
+        struct checkpoint_record record = {&about, &f.table, &plain, f.config_text, f.state};
+        bool committed = checkpoint_save_commit(f.folder.path, &record, (const char *const *)fragments, 2,
+                                                true, NULL, &err);
+        if (committed != (i == 0) || (i > 0 && err.code != ERR_CORRUPT))
+            fail_msg("fault %zu: %s", i, committed ? "committed" : err_code_name(err.code));
+        checkpoint_save_abort(f.folder.path, "c");
+        free(fragments[0]);
+        free(fragments[1]);
         cutting_done(&c);
     }
     fixture_done(&f);
@@ -231,6 +360,9 @@ static void nonsense_is_refused(void **unused)
         {"slices", "count", json_integer(INT64_MAX)},
         {"slices", "count", json_integer(0)},
         {"slices", "file", json_integer(1)},
+        {"slices", "first", json_integer(0)}, /* the others are missing */
+        {"slices", "run", json_integer(0)},
+        {"slices", "stride", json_string("2")},
         {"slices", "offset", json_integer(INT64_MAX)},
         {"slices", "offset", json_real(8)},
         {"slices", "offset", json_null()}, /* one more: into the next slice */
@@ -399,8 +531,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layouts_agree),
+        cmocka_unit_test(columns_agree),
+        cmocka_unit_test(large_columns_agree),
         cmocka_unit_test(shards_are_safetensors),
+        cmocka_unit_test(shards_name_their_columns),
         cmocka_unit_test(holes_are_refused),
+        cmocka_unit_test(holes_in_columns_are_refused),
         cmocka_unit_test(names_are_kept),
         cmocka_unit_test(damage_is_found),
         cmocka_unit_test(nonsense_is_refused),
