@@ -138,12 +138,17 @@ static void leave(struct comm *comm, double entered_s)
 
 void comm_broadcast(struct comm *comm, void *bytes, size_t count)
 {
+    comm_broadcast_from(comm, 0, bytes, count);
+}
+
+void comm_broadcast_from(struct comm *comm, int32_t root, void *bytes, size_t count)
+{
     if (comm->ranks == 1)
         return;
     double entered = enter(comm, "broadcast", (int64_t)count);
     for (size_t done = 0; done < count;) {
         size_t piece = count - done < LIMIT_MESSAGE_BYTES ? count - done : LIMIT_MESSAGE_BYTES;
-        MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, 0, mpi_of(comm));
+        MPI_Bcast((char *)bytes + done, (int)piece, MPI_BYTE, root, mpi_of(comm));
         done += piece;
     }
     leave(comm, entered);
@@ -265,6 +270,13 @@ static MPI_Datatype strided_part(size_t bytes, size_t each)
     return strided;
 }
 
+static void take_staging(struct comm *comm)
+{
+    if (!comm->wire->staging)
+        comm->wire->staging = malloc(COMM_STAGING_BYTES * 2);
+    INVARIANT(comm->wire->staging != NULL);
+}
+
 /* Pieces of a collective over parts of `each` bytes: as large as MPI's counts, or as the staging buffer,
  * allow. */
 static size_t piece_bytes(struct comm *comm, size_t each)
@@ -272,9 +284,7 @@ static size_t piece_bytes(struct comm *comm, size_t each)
     size_t most = (size_t)LIMIT_MESSAGE_BYTES / (size_t)comm->ranks;
     if (!comm->wire->device->host_access) {
         most = COMM_STAGING_BYTES / (size_t)comm->ranks;
-        if (!comm->wire->staging)
-            comm->wire->staging = malloc(COMM_STAGING_BYTES * 2);
-        INVARIANT(comm->wire->staging != NULL);
+        take_staging(comm);
     }
     return each < most ? each : most;
 }
@@ -344,5 +354,61 @@ void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes,
     MPI_Sendrecv(out, (int)out_bytes, MPI_BYTE, out_bytes ? to : MPI_PROC_NULL, 0, in, (int)in_bytes,
                  MPI_BYTE, in_bytes ? from : MPI_PROC_NULL, 0, mpi_of(comm), MPI_STATUS_IGNORE);
     comm->wire->bytes_sent += (int64_t)out_bytes;
+    leave(comm, entered);
+}
+
+/* One direction of a transfer: the piece under way. Each goes on by itself, whatever the other does. */
+struct direction {
+    struct comm *comm;
+    const struct comm_message *message;
+    char *staging; /* NULL: straight from and to the message's memory */
+    size_t done, piece;
+    bool sends;
+};
+
+static MPI_Request next_piece(struct direction *d)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    size_t left = d->message->bytes - d->done;
+    size_t most = d->staging ? COMM_STAGING_BYTES : (size_t)LIMIT_MESSAGE_BYTES;
+    char *at = (char *)d->message->at + d->done;
+    d->piece = left < most ? left : most;
+    if (d->piece == 0)
+        return request;
+    if (d->sends && d->staging)
+        device_copy_out(d->comm->wire->device, d->staging, at, d->piece);
+    at = d->staging ? d->staging : at;
+    if (d->sends)
+        MPI_Issend(at, (int)d->piece, MPI_BYTE, d->message->rank, 0, mpi_of(d->comm), &request);
+    else
+        MPI_Irecv(at, (int)d->piece, MPI_BYTE, d->message->rank, 0, mpi_of(d->comm), &request);
+    return request;
+}
+
+static void finish_piece(struct direction *d)
+{
+    if (!d->sends && d->staging)
+        device_copy_in(d->comm->wire->device, (char *)d->message->at + d->done, d->staging, d->piece);
+    d->done += d->piece;
+}
+
+void comm_transfer(struct comm *comm, const struct comm_message *out, const struct comm_message *in)
+{
+    if (out->bytes == 0 && in->bytes == 0)
+        return;
+    double entered = enter(comm, "transfer", (int64_t)(out->bytes + in->bytes));
+    bool staged = !comm->wire->device->host_access;
+    if (staged)
+        take_staging(comm);
+    struct direction ways[2] = {{.comm = comm, .message = in}, {.comm = comm, .message = out, .sends = true}};
+    for (int i = 0; i < 2 && staged; i++)
+        ways[i].staging = comm->wire->staging + (size_t)i * COMM_STAGING_BYTES;
+    MPI_Request requests[2] = {next_piece(&ways[0]), next_piece(&ways[1])};
+    for (int i; MPI_Waitany(2, requests, &i, MPI_STATUS_IGNORE) == MPI_SUCCESS && i != MPI_UNDEFINED;) {
+        finish_piece(&ways[i]);
+        requests[i] = next_piece(&ways[i]);
+        watch_tick();
+    }
+    comm->wire->bytes_sent += (int64_t)out->bytes;
     leave(comm, entered);
 }

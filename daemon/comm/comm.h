@@ -49,8 +49,9 @@ void comm_part(struct comm *group); /* of a group, by all its ranks; zeroed: fin
  * false and the error of the lowest rank that failed. Every collective command ends in one. */
 bool comm_agree(struct comm *comm, struct err *err);
 
-/* rank 0's bytes to all (host memory). */
+/* rank 0's bytes to all (host memory), or the root's. */
 void comm_broadcast(struct comm *comm, void *bytes, size_t count);
+void comm_broadcast_from(struct comm *comm, int32_t root, void *bytes, size_t count);
 
 /* As comm_broadcast, for ranks that may wait for hours: they sleep between looks, and no watchdog runs. */
 void comm_broadcast_idle(struct comm *comm, void *bytes, size_t count);
@@ -80,6 +81,16 @@ void comm_exchange(struct comm *comm, void *to, const void *from, size_t each);
  * circle. */
 void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes, int32_t from, void *in,
                size_t in_bytes);
+
+/* Device memory, between two ranks of the group: sends and receives at once, either or neither with bytes 0.
+ * The two must not share memory. Returns when both are through; a send waits for its receiver, so nothing
+ * relies on MPI's own buffers. */
+struct comm_message {
+    int32_t rank; /* to or from whom */
+    void *at;
+    size_t bytes;
+};
+void comm_transfer(struct comm *comm, const struct comm_message *out, const struct comm_message *in);
 
 /* Phase 2 broke on this rank: ends every rank, non-zero, after the one line (last_words.h). */
 _Noreturn void comm_abort(struct comm *comm, const struct err *err);
