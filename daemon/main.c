@@ -116,7 +116,8 @@ static bool settle_options(struct daemon *d, struct err *err)
         return err_set(err, ERR_INVALID, "accumulate=bf16 and --lanes exclude each other");
     o->seed = (uint64_t)d->options.seed;
     o->lanes = d->options.lanes;
-    o->zero = (int32_t)d->options.zero;
+    /* 0: not given. Under p stage 3 would gather each unit twice a micro-batch, and a stage holds few. */
+    o->zero = d->options.zero ? (int32_t)d->options.zero : o->layout.p > 1 ? 1 : 3;
     o->recompute = d->options.recompute == 1;
     o->product_flops = measured_product(o->state_dir);
     return true;

@@ -37,7 +37,7 @@ static const struct key keys[] = {
     INT("seed", seed, 0, 9e15, "of initial weights and stochastic rounding (0)"),
     TEXT("layout", layout, "d8t1p1c1: how ranks share the work; missing letters are 1 (d = all ranks)"),
     INT("zero", zero, 1, 3,
-        "ZeRO stage: 3 shards parameters, gradients and state; 2 keeps parameters, 1 gradients too (3)"),
+        "ZeRO stage: 3 shards parameters, gradients and state; 2 keeps parameters, 1 gradients too (3; with p > 1: 1)"),
     INT("lanes", lanes, 0, LIMIT_LANES,
         "L: the reproducible reduction, a power of two that d divides (0: off)"),
     TEXT("policy", policy,
@@ -215,7 +215,7 @@ static bool check(const struct options *options, struct err *err)
 
 bool options_read(struct options *options, int argc, char **argv, struct err *err)
 {
-    *options = (struct options){.zero = 3, .stuck_after = 300, .device = "auto"};
+    *options = (struct options){.stuck_after = 300, .device = "auto"};
     return read_flags(options, argc, argv, true, err) && read_environment(options, err) &&
            read_flags(options, argc, argv, false, err) && check(options, err);
 }

@@ -4,6 +4,7 @@
 
 #include "host.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 #define BODY_CHUNK_ELEMENTS                                                                                  \
@@ -22,10 +23,10 @@ bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *er
     return err_hint(err, "use a power of two from d up, such as 8");
 }
 
-struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
-                                          int64_t groups)
+struct shard_options engine_shard_options(struct engine *engine, const struct policy *policy, int64_t groups)
 {
-    struct shard_options options = {.compute = policy->compute,
+    struct shard_options options = {.pipeline = &engine->groups.pipeline,
+                                    .compute = policy->compute,
                                     .accumulate = policy->accumulate,
                                     .reduce = policy->reduce,
                                     .zero = engine->options.zero,
@@ -36,21 +37,42 @@ struct shard_options engine_shard_options(const struct engine *engine, const str
     return options;
 }
 
+static bool check_stages(const struct layout *layout, const struct model_config *config, struct err *err)
+{
+    if (layout->p <= config->layers)
+        return true;
+    err_set(err, ERR_INVALID, "p = %d pipeline stages are more than the model's %" PRId64 " layers",
+            layout->p, config->layers);
+    return err_hint(err, "every stage holds a layer at least: use p%" PRId64 " or less", config->layers);
+}
+
+/* Of the parameters, those that this stage and tensor piece hold. */
+static int64_t elements_held(const struct model *model)
+{
+    int64_t elements = 0;
+    for (int32_t i = 0; i < model->params.count; i++)
+        if (stage_holds(&model->stage, model->params.params[i].unit, model->config.tied))
+            elements += model->params.params[i].elements;
+    return elements;
+}
+
 /* This rank's part, in the order of dependence; the caller agrees and frees. */
 static bool make_parts(struct engine *engine, struct body *body, const struct model_config *config,
                        const struct policy *policy, uint64_t seed, struct err *err)
 {
-    if (!model_init(&body->model, config, policy->compute, engine->options.recompute, engine->device, err))
+    if (!check_stages(&engine->groups.layout, config, err) ||
+        !model_init(&body->model, config, policy->compute, engine->options.recompute, engine->device, err))
         return false;
     body->model.context = (struct tape_place){engine->groups.layout.c, engine->groups.place.c};
+    body->model.stage = stage_of(config->layers, engine->groups.layout.p, engine->groups.place.p);
     struct shard_options options = engine_shard_options(engine, policy, 1);
     struct optimizer_unit_plan *units = calloc((size_t)body->model.params.unit_count, sizeof *units);
     INVARIANT(units != NULL);
     int64_t bytes = shard_bytes(&body->model.params, config->tied, &options, engine->groups.shard.ranks);
-    bytes += (int64_t)((double)body->model.params.elements * policy_bytes_per_parameter(policy) /
+    bytes += (int64_t)((double)elements_held(&body->model) * policy_bytes_per_parameter(policy) /
                        engine->groups.shard.ranks);
     if (policy_stores_copy(policy))
-        bytes -= shard_lent_bytes(&body->model.params, &options, engine->groups.shard.ranks);
+        bytes -= shard_lent_bytes(&body->model.params, config->tied, &options, engine->groups.shard.ranks);
     bool made =
         host_memory_fits(bytes, engine->comm->local_ranks, "the model with its optimizer state", err) &&
         shard_init(&body->shard, &engine->groups.shard, engine->device, &body->model.params, config->tied,

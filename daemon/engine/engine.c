@@ -247,14 +247,22 @@ static bool fits_amid_step(const struct command *command)
     return command->expired || command_when(command->kind) == AMID_STEP;
 }
 
+/* With micro-batches in flight over several stages there is no moment in a step at which all ranks are
+ * between two. */
+static bool fits_never(const struct command *command)
+{
+    return command->expired;
+}
+
 /* What is at the front of the mailbox: done soon if it may be, else shown as waiting for the end of the step.
  */
 static bool look_for_command(struct engine *engine)
 {
     struct progress *p = &engine->progress;
+    bool (*fits)(const struct command *) = engine->groups.layout.p > 1 ? fits_never : fits_amid_step;
     enum command_kind kind;
     bool waits;
-    while (mailbox_next_fit(engine->mailbox, fits_amid_step, &p->taken, &waits, &kind)) {
+    while (mailbox_next_fit(engine->mailbox, fits, &p->taken, &waits, &kind)) {
         if (!p->taken.expired)
             return true;
         answer_expired(engine, &p->taken);
@@ -276,13 +284,16 @@ void engine_before_micro_batch(struct engine *engine, int64_t i, int64_t n)
         engine->progress.published_s = now_s();
         engine_publish(engine);
     }
-    if (i + 1 < n) /* the last one's end is nearly the step's */
-        comm_notice_post(engine->comm, engine->mailbox && look_for_command(engine));
+    if (i + 1 == n) /* the last one's end is nearly the step's */
+        return;
+    bool found = engine->mailbox && look_for_command(engine);
+    if (engine->groups.layout.p == 1)
+        comm_notice_post(engine->comm, found);
 }
 
 void engine_after_micro_batch(struct engine *engine, int64_t i, int64_t n)
 {
-    if (i + 1 >= n || !comm_notice_take(engine->comm))
+    if (i + 1 >= n || engine->groups.layout.p > 1 || !comm_notice_take(engine->comm))
         return;
     struct command command = engine->progress.taken;
     double communicated = engine->comm->wire->seconds; /* of the step, which the command is not */

@@ -36,16 +36,27 @@ struct body {
     struct optimizer optimizer;
 };
 
+/* One micro-batch on its way through this rank's blocks, forward and back. */
+struct flight {
+    struct tape *tape;
+    struct arena activations;
+    struct feed feed;
+    struct batch batch;
+};
+
 /* Memory for micro-batches of one bounded shape: taken when a run or an evaluation starts. */
 struct workspace {
     struct device *device;
     struct batch_bounds bounds;
     bool training;
-    int64_t groups; /* leaves of one rank in a global batch */
-    struct arena activations, gradients;
-    struct feed feed;
-    double *device_nll; /* [groups] */
-    double *nll;        /* host, [groups * d]: leaf g*d + r, after batch_nll */
+    int64_t groups;         /* leaves of one rank in a global batch */
+    struct flight *flights; /* as many as a pipeline stage has in flight; one where there is one stage */
+    int64_t flight_count;
+    struct arena gradients;
+    int64_t batches_sent, rows_sent; /* micro-batches so far, and their rows, padding included */
+    int64_t *live;                   /* [groups], of the step under way: the leaf groups that some rank has */
+    double *device_nll;              /* [groups] */
+    double *nll;                     /* host, [groups * d]: leaf g*d + r, after batch_nll */
 };
 
 /* The loader points into its neighbours, so a source stays where it was made. */
@@ -147,8 +158,7 @@ void body_done(struct body *body);
 bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err) MUST_USE;
 bool body_init_weights(struct engine *engine, struct body *body, struct err *err) MUST_USE;
 void engine_take_body(struct engine *engine, struct body *body); /* frees the old one */
-struct shard_options engine_shard_options(const struct engine *engine, const struct policy *policy,
-                                          int64_t groups);
+struct shard_options engine_shard_options(struct engine *engine, const struct policy *policy, int64_t groups);
 int64_t engine_lanes(const struct engine *engine); /* L: --lanes, or the ranks */
 bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *err) MUST_USE; /* 0 always */
 

@@ -116,8 +116,6 @@ struct batch feed_send(struct feed *feed, struct loader *loader, const struct ba
     if (feed->part.rows == 0)
         pad_absent(feed);
     const struct micro_batch *part = &feed->part;
-    feed->rows_sent += part->rows;
-    feed->batches_sent++;
     int64_t rows = part->rows, keys = feed->c > 1 ? feed->zigzag.keys : rows;
     struct batch batch = {.tokens = rows,
                           .sequences = part->sequences,

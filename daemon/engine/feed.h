@@ -23,7 +23,6 @@ struct feed {
     struct device *device;
     int32_t c, place;                /* of the context group: how many ranks, and which this is */
     int64_t longest;                 /* keys of a segment */
-    int64_t batches_sent, rows_sent; /* micro-batches so far, and their rows, padding included */
     struct zigzag_bounds bounds;     /* of this rank's part */
     int64_t offset[FEED_ARRAYS + 1]; /* of each array in both blocks */
     int32_t *host, *on_device;

@@ -138,8 +138,11 @@ static void add_optimizer(const struct engine *engine, shard_row_fn row, void *c
 
 static void add_workspace(const struct workspace *w, const char *name, shard_row_fn row, void *context)
 {
-    int64_t arenas = (int64_t)(w->activations.capacity + w->gradients.capacity);
-    int64_t ints = feed_bytes(&w->feed) / 4;
+    int64_t arenas = (int64_t)w->gradients.capacity, ints = 0;
+    for (int64_t i = 0; i < w->flight_count; i++) {
+        arenas += (int64_t)w->flights[i].activations.capacity;
+        ints += feed_bytes(&w->flights[i].feed) / 4;
+    }
     row(context, name, "arena", DTYPE_U8, arenas, arenas);
     row(context, name, "batch", DTYPE_I32, ints, ints * 4);
     row(context, name, "batch", DTYPE_F64, w->device ? w->groups : 0, w->device ? w->groups * 8 : 0);

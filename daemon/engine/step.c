@@ -1,10 +1,8 @@
 /* One step, on every rank: micro-batches forward and backward, the norm, the update, the event. Evaluation is
  * the same line without its second half. */
-#include "engine.h"
+#include "pipeline.h"
 
-#include "inject.h"
 #include "log.h"
-#include "watch.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -17,110 +15,6 @@ static double now_s(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-/* What the tape asks for, answered by the shard; and what was communicated before the pass turned. */
-struct tape_context {
-    struct body *body;
-    struct groups *groups;
-    double communicated_before_turn;
-};
-
-static void *gather_unit(void *context, int32_t unit)
-{
-    struct body *body = ((struct tape_context *)context)->body;
-    return shard_gather(&body->shard, &body->optimizer, unit);
-}
-
-static void release_unit(void *context, int32_t unit)
-{
-    (void)context, (void)unit; /* the shard keeps it until its buffer is needed */
-}
-
-static float *unit_gradient(void *context, int32_t unit, int32_t slot)
-{
-    return shard_leaf(&((struct tape_context *)context)->body->shard, unit, slot);
-}
-
-static void pass_turns(void *context)
-{
-    struct tape_context *c = context;
-    c->communicated_before_turn = c->body->shard.comm->wire->seconds;
-}
-
-static struct comm *axis_group(void *context, enum tape_axis axis)
-{
-    struct groups *groups = ((struct tape_context *)context)->groups;
-    return axis == TAPE_CONTEXT ? &groups->context : &groups->tensor;
-}
-
-static void gather_axis(void *context, enum tape_axis axis, void *all, size_t each)
-{
-    comm_all_gather(axis_group(context, axis), all, each);
-}
-
-static void exchange_axis(void *context, enum tape_axis axis, void *to, const void *from, size_t each)
-{
-    comm_exchange(axis_group(context, axis), to, from, each);
-}
-
-static void reduce_unit(void *context, int32_t unit, int32_t slot)
-{
-    shard_reduce(&((struct tape_context *)context)->body->shard, unit, slot);
-}
-
-struct pass_seconds {
-    double data, forward, backward, communicate;
-};
-
-/* All micro-batches of a global batch: round by round, d lanes at a time. Leaf group g holds leaves g*d …;
- * the c ranks of a lane each make a part of its leaf. */
-static void pass_over_batch(struct engine *engine, struct workspace *w, struct loader *loader,
-                            const struct batch_plan *plan, struct pass_seconds *seconds)
-{
-    struct comm *comm = engine->comm;
-    const struct layout *layout = &engine->groups.layout;
-    struct shard *shard = &engine->body.shard;
-    int64_t groups_a_round = plan->lanes / layout->d, groups = plan->rounds * groups_a_round;
-    uint64_t parts = ~0ull >> (SHARD_RANKS_MAX - layout->c);
-    comm->wire->seconds = 0;
-    device_zero(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
-    for (int64_t g = 0; g < groups; g++) {
-        int64_t round = g / groups_a_round, lane0 = g % groups_a_round * layout->d;
-        uint64_t present = 0;
-        for (int32_t r = 0; r < layout->d; r++)
-            if (batch_plan_micro(plan, round, lane0 + r)->count > 0)
-                present |= parts << r * layout->c;
-        shard_leaves_begin(shard, inject("leaves-misnumbered") ? g / 2 * 2 + !(g & 1) : g, present);
-        if (!present) {
-            if (w->training)
-                shard_leaves_absent(shard);
-            continue;
-        }
-        if (w->training)
-            engine_before_micro_batch(engine, g, groups);
-        double start = now_s();
-        struct batch batch = feed_send(&w->feed, loader, plan, round, lane0 + engine->groups.place.d);
-        seconds->data += now_s() - start;
-        struct tape_context context = {.body = &engine->body, .groups = &engine->groups};
-        struct tape_host host = {.context = &context,
-                                 .unit_gather = gather_unit,
-                                 .unit_release = release_unit,
-                                 .unit_gradient = unit_gradient,
-                                 .unit_reduce = reduce_unit,
-                                 .turn = pass_turns,
-                                 .all_gather = gather_axis,
-                                 .exchange = exchange_axis};
-        struct model_pass pass;
-        double before = comm->wire->seconds;
-        model_run(&engine->body.model, &batch, &host, &w->activations, &w->gradients, w->device_nll + g,
-                  w->training, &pass);
-        seconds->forward += pass.forward_s - (context.communicated_before_turn - before);
-        seconds->backward += pass.backward_s - (comm->wire->seconds - context.communicated_before_turn);
-        watch_tick();
-        if (w->training)
-            engine_after_micro_batch(engine, g, groups);
-    }
 }
 
 /* The fixed binary tree over leaves first … first+count-1, count a power of two; absent leaves are skipped.
@@ -164,6 +58,7 @@ static double batch_nll(struct engine *engine, struct workspace *w, const struct
     while (width < leaves)
         width *= 2;
     double nll = -tree_loss(w->nll, present, leaves, 0, width, &any);
+    pipeline_tell(engine, &nll, sizeof nll);
     free(by_rank);
     free(present);
     return nll;
@@ -308,11 +203,10 @@ bool engine_step(struct engine *engine)
 
     double optimize = now_s();
     double communicated = engine->comm->wire->seconds;
-    int32_t bad_rank, bad_tensor;
     shard_gradients_finish(&engine->body.shard);
     double nll = batch_nll(engine, &run->workspace, &plan);
-    double norm =
-        sqrt(shard_gradient_squares(&engine->body.shard, &bad_rank, &bad_tensor)) / (double)plan.labelled;
+    struct shard_squares squares = pipeline_squares(engine);
+    double norm = sqrt(squares.sum) / (double)plan.labelled;
     event.loss = nll / (double)plan.labelled;
     event.grad_norm = norm;
     event.lr = schedule_lr(&run->schedule, run->k);
@@ -320,7 +214,7 @@ bool engine_step(struct engine *engine)
     if (isfinite(norm))
         apply_update(engine, event.lr, factor, &event);
     else
-        skip_update(engine, bad_rank, bad_tensor, &event);
+        skip_update(engine, squares.bad_rank, squares.bad_tensor, &event);
     run->cursor.samples += plan.samples;
     double end = now_s();
     double flops =

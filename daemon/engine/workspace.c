@@ -1,26 +1,44 @@
 /* Memory for micro-batches, taken when a run or an evaluation starts, and the data they come from. */
-#include "engine.h"
+#include "pipeline.h"
 
 #include "host.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+static bool take_flights(struct engine *engine, struct workspace *w, const struct model *model,
+                         struct err *err)
+{
+    w->flights = calloc((size_t)w->flight_count, sizeof *w->flights);
+    INVARIANT(w->flights != NULL);
+    for (int64_t i = 0; i < w->flight_count; i++)
+        if (!model_tape_init(&w->flights[i].tape, model, err) ||
+            !feed_init(&w->flights[i].feed, engine->device, &w->bounds, &engine->groups, err))
+            return false;
+    return true;
+}
+
 static bool take_parts(struct engine *engine, struct workspace *w, const struct model *model, struct err *err)
 {
-    if (!feed_init(&w->feed, engine->device, &w->bounds, &engine->groups, err))
+    if (!take_flights(engine, w, model, err))
         return false;
+    const struct feed *feed = &w->flights[0].feed;
     struct tape_plan plan =
-        model_plan(model, w->feed.bounds.rows, w->feed.bounds.segments, w->feed.longest, w->training);
-    int64_t bytes = (int64_t)(plan.activation_bytes + plan.gradient_bytes) + w->groups * 8;
-    if (!host_memory_fits(bytes, engine->comm->local_ranks, "a micro-batch of this size", err))
+        model_plan(model, feed->bounds.rows, feed->bounds.segments, feed->longest, w->training);
+    int64_t bytes = w->flight_count * (int64_t)plan.activation_bytes + (int64_t)plan.gradient_bytes;
+    if (!host_memory_fits(bytes + w->groups * 8, engine->comm->local_ranks, "a micro-batch of this size",
+                          err))
         return false;
-    if (!arena_init(&w->activations, "activations", engine->device, plan.activation_bytes, err) ||
-        !arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
+    for (int64_t i = 0; i < w->flight_count; i++)
+        if (!arena_init(&w->flights[i].activations, "activations", engine->device, plan.activation_bytes,
+                        err))
+            return false;
+    if (!arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
         return false;
     w->device_nll = device_allocate(engine->device, (size_t)w->groups * sizeof(double));
     w->nll = calloc((size_t)(w->groups * engine->groups.layout.d), sizeof(double));
-    return (w->device_nll && w->nll) ||
+    w->live = calloc((size_t)w->groups, sizeof *w->live);
+    return (w->device_nll && w->nll && w->live) ||
            err_set(err, ERR_MEMORY, "no memory for the losses of %lld micro-batches", (long long)w->groups);
 }
 
@@ -32,6 +50,8 @@ bool workspace_make(struct engine *engine, struct workspace *workspace, const st
                            .bounds = *bounds,
                            .training = training,
                            .groups = bounds->rounds * engine_lanes(engine) / engine->groups.layout.d};
+    workspace->flight_count =
+        training ? pipeline_flights(model->stage.ranks, model->stage.rank, workspace->groups) : 1;
     err_keeps(take_parts(engine, workspace, model, err));
     if (comm_agree(engine->comm, err))
         return true;
@@ -43,10 +63,15 @@ void workspace_done(struct workspace *w)
 {
     if (!w->device)
         return;
-    arena_done(&w->activations);
+    for (int64_t i = 0; w->flights && i < w->flight_count; i++) {
+        model_tape_done(w->flights[i].tape);
+        arena_done(&w->flights[i].activations);
+        feed_done(&w->flights[i].feed);
+    }
+    free(w->flights);
+    free(w->live);
     arena_done(&w->gradients);
     device_release(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
-    feed_done(&w->feed);
     free(w->nll);
     *w = (struct workspace){0};
 }

@@ -20,6 +20,7 @@ bool model_init_piece(struct model *model, const struct model_config *config, st
                          .recompute = recompute,
                          .context = {.ranks = 1},
                          .tensor = place,
+                         .stage = stage_of(config->layers, 1, 0),
                          .device = device};
     if (!param_table_init_piece(&made.params, config, place, err) ||
         !tape_init(&made.tape, config->layers, err)) {
@@ -84,32 +85,55 @@ bool model_reserve_positions(struct model *model, int64_t positions, struct err 
     return true;
 }
 
-/* What lies at the bottom of the arenas: log-probabilities, and the stream's gradient or its two buffers. */
-static void run_begin(struct tape *tape)
+size_t model_stream_bytes(const struct tape *tape)
 {
-    size_t stream_bytes = tape_bytes(tape, tape_rows(tape), tape->model->config.hidden);
-    tape->value_count = tape->record_count = tape->open_count = 0;
-    tape->recording = tape->replaying = false;
+    return tape_bytes(tape, tape_rows(tape), tape->model->config.hidden);
+}
+
+static void run_gradients_begin(struct tape *tape)
+{
+    size_t stream_bytes = model_stream_bytes(tape);
     tape->whole = (struct tape_whole){0};
-    arena_reset(tape->activations, 0);
     arena_reset(tape->gradients, 0);
-    tape->logprob = arena_take(tape->activations, (size_t)tape->batch->tokens * sizeof(float));
-    tape->stream_gradient = NULL;
-    for (int i = 0; i < 2 && !tape->training; i++)
-        tape->turns[i] = arena_take(tape->activations, stream_bytes);
-    if (tape->training)
-        tape->stream_gradient = arena_take(tape->gradients, stream_bytes);
+    tape->stream_gradient = tape->training ? arena_take(tape->gradients, stream_bytes) : NULL;
+    if (tape->training && !stage_is_last(&tape->model->stage))
+        tape->handed_on = arena_take(tape->gradients, stream_bytes);
     tape->stream_mark = arena_mark(tape->gradients);
 }
 
+/* What lies at the bottom of the arenas: log-probabilities, and the stream's gradient or its two buffers. A
+ * stage that hands the stream on has it above its gradient. */
+static void run_begin(struct tape *tape)
+{
+    size_t stream_bytes = model_stream_bytes(tape);
+    tape->value_count = tape->record_count = tape->open_count = 0;
+    tape->recording = tape->replaying = false;
+    arena_reset(tape->activations, 0);
+    tape->logprob = NULL;
+    if (stage_is_last(&tape->model->stage))
+        tape->logprob = arena_take(tape->activations, (size_t)tape->batch->tokens * sizeof(float));
+    for (int i = 0; i < 2 && !tape->training; i++)
+        tape->turns[i] = arena_take(tape->activations, stream_bytes);
+    run_gradients_begin(tape);
+}
+
 /* Every block's input is kept for its backward. What a block computed is kept too, unless it will be computed
- * again; the last block's backward follows at once, so there recomputing would save nothing. */
+ * again; on the last stage the last block's backward follows at once, so there recomputing would save
+ * nothing.
+ */
+static bool is_kept(const struct tape *tape, int64_t layer)
+{
+    const struct stage *stage = &tape->model->stage;
+    return !tape->model->recompute || (layer == stage->past - 1 && stage_is_last(stage));
+}
+
 static void run_blocks(struct tape *tape)
 {
-    int64_t layers = tape->model->config.layers;
-    for (int64_t layer = 0; layer < layers; layer++) {
-        struct value *out = tape_block_output(tape);
-        bool keep = tape->training && (!tape->model->recompute || layer == layers - 1);
+    const struct stage *stage = &tape->model->stage;
+    for (int64_t layer = stage->first; layer < stage->past; layer++) {
+        bool handed_on = tape->training && layer == stage->past - 1 && !stage_is_last(stage);
+        struct value *out = handed_on ? tape_stream_at(tape, tape->handed_on) : tape_block_output(tape);
+        bool keep = tape->training && is_kept(tape, layer);
         struct tape_mark mark = tape_mark(tape);
         tape_unit_open(tape, (int32_t)layer + 1, 0, true, false);
         tape->recording = keep;
@@ -144,11 +168,11 @@ static void run_head(struct tape *tape)
 
 static void run_blocks_back(struct tape *tape)
 {
-    int64_t layers = tape->model->config.layers;
-    for (int64_t layer = layers - 1; layer >= 0; layer--) {
+    const struct stage *stage = &tape->model->stage;
+    for (int64_t layer = stage->past - 1; layer >= stage->first; layer--) {
         struct tape_mark mark = tape->marks[layer];
         tape_unit_open(tape, (int32_t)layer + 1, 0, true, true);
-        if (tape->model->recompute && layer < layers - 1) {
+        if (!is_kept(tape, layer)) {
             tape_forget(tape, mark);
             tape->recording = tape->replaying = true;
             qwen3_block(tape, (int32_t)layer + 1, tape->inputs[layer + 1], tape->inputs[layer]);
@@ -161,38 +185,83 @@ static void run_blocks_back(struct tape *tape)
     }
 }
 
+static void run_embed(struct tape *tape)
+{
+    int64_t first = tape->model->stage.first;
+    tape_unit_open(tape, 0, 0, true, false);
+    tape->recording = tape->training;
+    tape->inputs[first] = qwen3_embed(tape);
+    tape->recording = false;
+    tape_unit_close(tape);
+}
+
+static void *begin(struct tape *tape)
+{
+    const struct stage *stage = &tape->model->stage;
+    run_begin(tape);
+    if (stage->rank == 0)
+        return NULL;
+    struct value *in = tape_block_output(tape);
+    tape->inputs[stage->first] = in;
+    return in->data;
+}
+
+void *model_forward(struct tape *tape, double *logprob_sum)
+{
+    const struct stage *stage = &tape->model->stage;
+    if (stage->rank == 0)
+        run_embed(tape);
+    run_blocks(tape);
+    if (!stage_is_last(stage))
+        return tape->inputs[stage->past]->data;
+    run_head(tape);
+    tape->kernels->sum_double(tape->queue, logprob_sum, tape->logprob, tape->batch->tokens);
+    return NULL;
+}
+
+void *model_turn(struct tape *tape)
+{
+    const struct stage *stage = &tape->model->stage;
+    INVARIANT(tape->training);
+    if (stage_is_last(stage))
+        return NULL;
+    run_gradients_begin(tape);
+    tape->inputs[stage->past]->written = true;
+    return tape->stream_gradient;
+}
+
+void *model_backward(struct tape *tape)
+{
+    run_blocks_back(tape);
+    if (tape->model->stage.rank > 0)
+        return tape->stream_gradient;
+    tape_unit_open(tape, 0, 0, false, true);
+    tape_play(tape, 0);
+    tape_unit_close(tape);
+    return NULL;
+}
+
 static double now_s(struct tape *tape)
 {
     struct timespec now;
-    if (tape->planning)
-        return 0;
     tape->model->device->backend->synchronize(tape->queue);
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static void run(struct tape *tape, double *logprob_sum, struct model_pass *pass)
+static void set_up(struct tape *tape, const struct model *model, const struct batch *batch,
+                   const struct tape_host *host, struct arena *activations, struct arena *gradients,
+                   bool training)
 {
-    double start = now_s(tape);
-    run_begin(tape);
-    tape_unit_open(tape, 0, 0, true, false);
-    tape->recording = tape->training;
-    tape->inputs[0] = qwen3_embed(tape);
-    tape->recording = false;
-    tape_unit_close(tape);
-    run_blocks(tape);
-    run_head(tape);
-    tape->kernels->sum_double(tape->queue, logprob_sum, tape->logprob, tape->batch->tokens);
-    double turn = now_s(tape);
-    if (tape->host->turn)
-        tape->host->turn(tape->host->context);
-    if (tape->training) {
-        run_blocks_back(tape);
-        tape_unit_open(tape, 0, 0, false, true);
-        tape_play(tape, 0);
-        tape_unit_close(tape);
-    }
-    *pass = (struct model_pass){turn - start, now_s(tape) - turn, tape->logprob};
+    tape->model = model;
+    tape->batch = batch;
+    tape->host = host;
+    tape->kernels = model->device->kernels;
+    tape->queue = model->device->queue;
+    tape->activations = activations;
+    tape->gradients = gradients;
+    tape->planning = false;
+    tape->training = training;
 }
 
 /* A host for planning: addresses that nobody reads. */
@@ -229,7 +298,6 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
                             bool training)
 {
     struct arena activations, gradients;
-    struct model_pass pass;
     const struct kernels kernels = kernels_planning(model->device->kernels);
     const struct tape_host host = {.unit_gather = plan_gather,
                                    .unit_release = plan_release,
@@ -246,33 +314,49 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
     arena_init_planning(&activations, "activations");
     arena_init_planning(&gradients, "activation gradients");
     struct tape *tape = model->tape;
-    tape->model = model;
-    tape->batch = &batch;
-    tape->host = &host;
+    set_up(tape, model, &batch, &host, &activations, &gradients, training);
     tape->kernels = &kernels;
     tape->queue = NULL;
-    tape->activations = &activations;
-    tape->gradients = &gradients;
     tape->planning = true;
-    tape->training = training;
-    run(tape, NULL, &pass);
+    begin(tape);
+    model_forward(tape, NULL);
+    if (training) {
+        model_turn(tape);
+        model_backward(tape);
+    }
     return (struct tape_plan){activations.peak, gradients.peak};
+}
+
+bool model_tape_init(struct tape **tape, const struct model *model, struct err *err)
+{
+    return tape_init(tape, model->config.layers, err);
+}
+
+void model_tape_done(struct tape *tape)
+{
+    tape_done(tape);
+}
+
+void *model_begin(const struct model *model, struct tape *tape, const struct batch *batch,
+                  const struct tape_host *host, struct arena *activations, struct arena *gradients,
+                  bool training)
+{
+    INVARIANT(batch->seen || batch->longest <= model->rope_positions); /* where it is cut, padding counts */
+    set_up(tape, model, batch, host, activations, gradients, training);
+    return begin(tape);
 }
 
 void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
                struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
                struct model_pass *pass)
 {
-    INVARIANT(batch->seen || batch->longest <= model->rope_positions); /* where it is cut, padding counts */
     struct tape *tape = model->tape;
-    tape->model = model;
-    tape->batch = batch;
-    tape->host = host;
-    tape->kernels = model->device->kernels;
-    tape->queue = model->device->queue;
-    tape->activations = activations;
-    tape->gradients = gradients;
-    tape->planning = false;
-    tape->training = training;
-    run(tape, logprob_sum, pass);
+    INVARIANT(model->stage.ranks == 1);
+    model_begin(model, tape, batch, host, activations, gradients, training);
+    double start = now_s(tape);
+    model_forward(tape, logprob_sum);
+    double turn = now_s(tape);
+    if (training)
+        model_backward(tape);
+    *pass = (struct model_pass){turn - start, now_s(tape) - turn, tape->logprob};
 }

@@ -120,7 +120,7 @@ struct value *tape_value(struct tape *tape, int64_t rows, int64_t columns, enum 
                            });
 }
 
-static struct value *add_stream(struct tape *tape, void *data)
+struct value *tape_stream_at(struct tape *tape, void *data)
 {
     return add_value(tape, (struct value){
                                .data = data,
@@ -134,7 +134,7 @@ static struct value *add_stream(struct tape *tape, void *data)
 struct value *tape_stream(struct tape *tape)
 {
     size_t bytes = tape_bytes(tape, tape_rows(tape), tape->model->config.hidden);
-    return add_stream(tape, arena_take(tape->activations, bytes));
+    return tape_stream_at(tape, arena_take(tape->activations, bytes));
 }
 
 struct value *tape_block_output(struct tape *tape)
@@ -142,7 +142,7 @@ struct value *tape_block_output(struct tape *tape)
     if (tape->training)
         return tape_stream(tape);
     tape->turn = !tape->turn;
-    return add_stream(tape, tape->turns[tape->turn]);
+    return tape_stream_at(tape, tape->turns[tape->turn]);
 }
 
 void *tape_gradient(struct tape *tape, struct value *value, bool *add)

@@ -17,6 +17,7 @@
 #include "kernels.h"
 #include "model_config.h"
 #include "params.h"
+#include "stage.h"
 #include "tensor.h"
 
 /* One packed micro-batch on the device. All pointers device memory, tokens (rows) T including padding. */
@@ -51,7 +52,9 @@ struct tape_place {
  * Order of calls of a training run, L layers: gather 0, release 0; for each block gather, release; then
  * gather L+1 (tied: gather 0 too), the head forward and backward, reduce (L+1, 0) (tied: reduce (0, 1),
  * release 0), release L+1; for each block from the last gather, reduce, release; reduce (0, 0). At most two
- * units are held at a time. Without training: the gathers and releases of the first half. */
+ * units are held at a time. Without training: the gathers and releases of the first half. A pipeline stage
+ * makes those of the units it holds; its forward and its backward are apart, several forwards may come
+ * before a backward, and every forward makes a leaf of the head only where the backward follows at once. */
 struct tape_host {
     void *context;
     void *(*unit_gather)(void *context, int32_t unit); /* its flat buffer, valid until released */
@@ -59,7 +62,6 @@ struct tape_host {
     float *(*unit_gradient)(void *context, int32_t unit,
                             int32_t slot); /* where this micro-batch's leaf is written */
     void (*unit_reduce)(void *context, int32_t unit, int32_t slot); /* the leaf is complete */
-    void (*turn)(void *context); /* the head is done, back from here; or NULL */
     /* Among the ranks of an axis, device memory; not called where there is one. In place: rank r's part lies
      * at r * each. And all-to-all: part r of `from` goes to rank r, part r of `to` comes from it. */
     void (*all_gather)(void *context, enum tape_axis axis, void *all, size_t each);
@@ -80,6 +82,7 @@ struct model {
     bool recompute;             /* by block */
     struct tape_place context;  /* one rank alone, unless set after model_init */
     struct tensor_place tensor; /* of whose pieces params speaks */
+    struct stage stage;         /* the whole model, unless set after model_init */
     float *rope_cosines,
         *rope_sines; /* device, [positions planned][head_dim/2] fp32, formed as transformers forms them */
     int64_t rope_positions;
@@ -105,7 +108,8 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
 /* Forward over the batch; logprob[T] (device, on the activation arena until the next call) gets each labelled
  * token's log-probability, 0 where there is no label, and *logprob_sum (device double) their sum: minus the
  * loss. The two arenas are reset to empty first. training: also the backward, which hands every unit's
- * gradient of the summed loss to the host. Seconds are wall-clock, forward includes the head's products. */
+ * gradient of the summed loss to the host. Seconds are wall-clock, forward includes the head's products. Of a
+ * model that is all on this rank. */
 struct model_pass {
     double forward_s, backward_s;
     const float *logprob;
@@ -113,3 +117,25 @@ struct model_pass {
 void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
                struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
                struct model_pass *pass);
+
+/* The same in halves, for pipeline stages with several micro-batches in flight. Each has a tape and an
+ * activation arena of its own; the gradient arena is shared by all, and nothing on it outlives a half but
+ * what is said here. batch and host stay valid until the last call.
+ *
+ *  begin     returns where the stream of the stage before is to be received, or NULL on the first stage
+ *  forward   computes; the last stage also does the head's backward. Returns the stream to hand on, valid
+ *            until another half is computed or received for, or NULL on the last stage
+ *  turn      training: returns where the gradient of that stream is to be received, or NULL on the last
+ *            stage, where nothing may come between forward and turn
+ *  backward  returns the gradient to hand back, valid as above, or NULL on the first stage
+ *
+ * Each of these is model_stream_bytes long; begin and turn only name memory, they write nothing. */
+bool model_tape_init(struct tape **tape, const struct model *model, struct err *err) MUST_USE;
+void model_tape_done(struct tape *tape); /* NULL: fine */
+void *model_begin(const struct model *model, struct tape *tape, const struct batch *batch,
+                  const struct tape_host *host, struct arena *activations, struct arena *gradients,
+                  bool training);
+void *model_forward(struct tape *tape, double *logprob_sum); /* not the last stage: not used */
+void *model_turn(struct tape *tape);
+void *model_backward(struct tape *tape);
+size_t model_stream_bytes(const struct tape *tape);

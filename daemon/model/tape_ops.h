@@ -81,6 +81,7 @@ struct tape {
     int32_t value_count, record_count;
     struct tape_whole whole;
     void *stream_gradient; /* [T/t][C] */
+    void *handed_on;       /* [T/t][C] in training, but on the last stage: the stream after its last block */
     size_t stream_mark;    /* of the gradient arena, above it */
     void *turns[2];        /* [T/t][C] without training: the stream lies in them by turns */
     int32_t turn;
@@ -101,7 +102,8 @@ const void *tape_weight(const struct tape *tape, const struct param *param);
 float *tape_weight_gradient(const struct tape *tape, const struct param *param);
 
 struct value *tape_value(struct tape *tape, int64_t rows, int64_t columns, enum tape_life life);
-struct value *tape_stream(struct tape *tape);       /* a kept value [T/t][C] of the residual stream */
+struct value *tape_stream(struct tape *tape); /* a kept value [T/t][C] of the residual stream */
+struct value *tape_stream_at(struct tape *tape, void *data); /* the same, in this memory */
 struct value *tape_block_output(struct tape *tape); /* the same; without training the buffers take turns */
 
 /* The gradient's buffer; *add says whether to add to what is there. Marks it written. */

@@ -214,6 +214,7 @@ static void move_weights(struct optimizer *optimizer, struct optimizer_conversio
 void optimizer_convert_commit(struct optimizer *optimizer, struct optimizer_conversion *c,
                               struct optimizer_loss losses[STATE_PART_COUNT])
 {
+    struct optimizer_loss copies = {0}; /* counted where they are not copies */
     memset(losses, 0, STATE_PART_COUNT * sizeof *losses);
     for (int32_t u = 0; c->moves && u < optimizer->unit_count; u++)
         move_weights(optimizer, c, u);
@@ -221,7 +222,8 @@ void optimizer_convert_commit(struct optimizer *optimizer, struct optimizer_conv
         for (int32_t u = 0; c->changes[part] && u < optimizer->unit_count; u++) {
             struct optimizer_unit *unit = &optimizer->units[u];
             for (int32_t s = 0; s < unit->segment_count; s++)
-                convert_range(optimizer, c, u, &unit->segments[s], (enum state_part)part, &losses[part]);
+                convert_range(optimizer, c, u, &unit->segments[s], (enum state_part)part,
+                              unit->segments[s].copy ? &copies : &losses[part]);
             arrays_release(optimizer->device, &optimizer->policy, (enum state_part)part, unit->elements,
                            unit->lent, unit->arrays[part]);
             memcpy(unit->arrays[part], c->arrays[u][part], sizeof unit->arrays[part]);

@@ -193,7 +193,7 @@ void optimizer_update(struct optimizer *optimizer, const struct optimizer_settin
     row = 0;
     for (int32_t u = 0; u < optimizer->unit_count; u++)
         for (int32_t s = 0; s < optimizer->units[u].segment_count; s++, row++)
-            if (optimizer->units[u].segments[s].elements > 0)
+            if (optimizer->units[u].segments[s].elements > 0 && !optimizer->units[u].segments[s].copy)
                 measures_merge(&by_tensor[optimizer->units[u].segments[s].tensor],
                                &optimizer->host_measures[row]);
 }

@@ -112,7 +112,8 @@ void optimizer_done(struct optimizer *optimizer); /* takes zeroed and half-built
  * copies: where it also writes what the model computes with (as optimizer_compute_copy, padding untouched),
  * or NULL.
  *
- * by_tensor: host, [tensor_count]: this rank's counts, zeros for tensors that do not lie here. */
+ * by_tensor: host, [tensor_count]: this rank's counts, zeros for tensors that do not lie here or are copies.
+ */
 void optimizer_update(struct optimizer *optimizer, const struct optimizer_settings *settings, double lr,
                       double gradient_factor, const void *const *gradients,
                       const struct optimizer_copies *copies, struct update_measures *by_tensor);

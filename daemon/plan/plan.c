@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "pipeline.h"
+
 #include "host.h"
 
 #include <stdio.h>
@@ -41,34 +43,61 @@ const char *const plan_wire_names[WIRES] = {
     [WIRE_PIPELINE] = "from stage to stage",
 };
 
-/* The order in which one micro-batch asks for units (model.c): forward, the head, the blocks back. A unit
- * whose buffer still holds it is not sent again. */
-static int64_t gather_pass(const struct shard *shard, bool tied, int32_t *holds)
+/* A unit whose buffer still holds it is not sent again. */
+static int64_t gather_unit(const struct shard *shard, int32_t unit, int32_t *holds)
 {
+    int32_t *held = &holds[shard->units[unit].buffer], before = *held;
+    *held = unit;
+    return before == unit ? 0
+                          : shard->units[unit].shard_elements * (int64_t)dtype_bytes(shard->options.compute) *
+                                (shard->comm->ranks - 1);
+}
+
+/* The order in which a step asks for units (pipeline.c, model.c): forward, on the last stage with the head,
+ * or the blocks back. */
+static int64_t gather_bytes(const struct shard *shard, int64_t micro_batches)
+{
+    const struct stage *stage = &shard->stage;
+    int32_t first = (int32_t)stage->first + 1, past = (int32_t)stage->past + 1;
     int64_t bytes = 0;
-    int32_t units = shard->unit_count, asked = 0, order[2];
-    for (int32_t i = 0; i < 2 * units - 2; i++) {
-        asked = 0;
-        order[asked++] = i < units ? i : 2 * units - 2 - i;
-        if (i == units - 1 && tied)
-            order[asked++] = 0;
-        for (int32_t a = 0; a < asked; a++) {
-            int32_t unit = order[a], *held = &holds[shard->units[unit].buffer];
-            if (*held != unit)
-                bytes += shard->units[unit].shard_elements * (int64_t)dtype_bytes(shard->options.compute) *
-                         (shard->comm->ranks - 1);
-            *held = unit;
-        }
+    int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
+    INVARIANT(holds != NULL);
+    memset(holds, 0xff, (size_t)shard->buffer_count * sizeof *holds); /* -1: an update has changed all */
+    for (int64_t i = 0; i < 2 * micro_batches; i++) {
+        bool back = pipeline_turn(stage->ranks, stage->rank, micro_batches, i).back;
+        if (!back && stage->rank == 0)
+            bytes += gather_unit(shard, 0, holds);
+        for (int32_t u = first; u < past; u++)
+            bytes += gather_unit(shard, back ? first + past - 1 - u : u, holds);
+        if (!back && stage_is_last(stage))
+            bytes += gather_unit(shard, past, holds);
+        if (!back && stage_is_last(stage) && shard->tied)
+            bytes += gather_unit(shard, 0, holds);
     }
+    free(holds);
+    return bytes;
+}
+
+/* The stream to the next stage and its gradient to the one before; and the tied embedding's sums between the
+ * ends. */
+static int64_t pipeline_bytes(const struct body *body, int64_t micro_batches, int64_t rows)
+{
+    const struct shard *shard = &body->shard;
+    const struct stage *stage = &shard->stage;
+    int64_t stream = rows * body->model.config.hidden * (int64_t)dtype_bytes(body->model.compute);
+    int64_t bytes = ((stage->rank > 0) + !stage_is_last(stage)) * stream;
+    if (shard->tied && stage->ranks > 1 && micro_batches > 0)
+        bytes += shard->units[0].shard_elements * (int64_t)dtype_bytes(shard->options.accumulate);
     return bytes;
 }
 
 /* Each layer gathers K and V forward and again back, and exchanges both gradients; recompute gathers once
- * more, but for the last layer (ops_attention.c). */
+ * more, but for the model's last layer (ops_attention.c). */
 static int64_t context_bytes(const struct model *model, int64_t rows)
 {
     const struct model_config *config = &model->config;
-    int64_t passes = config->layers * 6 + (model->recompute ? 2 * (config->layers - 1) : 0);
+    int64_t layers = model->stage.past - model->stage.first;
+    int64_t passes = layers * 6 + (model->recompute ? 2 * (layers - stage_is_last(&model->stage)) : 0);
     return passes * rows * config->kv_heads * config->head_dim * (int64_t)dtype_bytes(model->compute) *
            (model->context.ranks - 1);
 }
@@ -76,21 +105,16 @@ static int64_t context_bytes(const struct model *model, int64_t rows)
 struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows)
 {
     const struct shard *shard = &body->shard;
-    bool tied = body->model.config.tied;
-    struct plan_traffic traffic = {.bytes[WIRE_CONTEXT] = context_bytes(&body->model, rows)};
-    int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
-    INVARIANT(holds != NULL);
-    memset(holds, 0xff, (size_t)shard->buffer_count * sizeof *holds); /* -1: an update has changed all */
-    if (micro_batches > 0)
-        traffic.bytes[WIRE_GATHER] = gather_pass(shard, tied, holds);
-    if (micro_batches > 1) /* all but the first begin as the second does */
-        traffic.bytes[WIRE_GATHER] += (micro_batches - 1) * gather_pass(shard, tied, holds);
-    free(holds);
+    struct plan_traffic traffic = {.bytes = {[WIRE_GATHER] = gather_bytes(shard, micro_batches),
+                                             [WIRE_CONTEXT] = context_bytes(&body->model, rows),
+                                             [WIRE_PIPELINE] = pipeline_bytes(body, micro_batches, rows)}};
     bool at_the_end = shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
-    for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++)
+    for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++) {
+        int uses = (shard->units[u].sums[0].levels[0] != NULL) + (shard->units[u].sums[1].levels[0] != NULL);
         traffic.bytes[WIRE_REDUCE] += shard->units[u].shard_elements *
                                       (int64_t)dtype_bytes(shard->options.reduce) * (shard->comm->ranks - 1) *
-                                      (u == 0 && tied ? 2 : 1) * (at_the_end ? 1 : micro_batches);
+                                      uses * (at_the_end ? 1 : micro_batches);
+    }
     return traffic;
 }
 
@@ -137,7 +161,7 @@ static void describe(struct plan *plan, const struct engine *engine)
     const struct recipe *recipe = &engine->run.recipe;
     plan->steps = recipe->steps >= 0 ? recipe->steps : recipe->epochs * source->order.steps_per_epoch;
     plan->micro_batches = engine->run.workspace.groups;
-    plan->micro_batch_tokens = engine->run.workspace.feed.bounds.rows;
+    plan->micro_batch_tokens = engine->run.workspace.flights[0].feed.bounds.rows;
     plan->traffic = plan_traffic(body, plan->micro_batches, plan->micro_batches * plan->micro_batch_tokens);
 }
 

@@ -25,6 +25,27 @@ bool shard_keeps_gathered(const struct shard_options *options, int32_t ranks)
     return ranks == 1 || options->zero < 3;
 }
 
+static int64_t elements_here(const struct param_table *params, const struct stage *stage, int32_t unit,
+                             bool tied, int32_t ranks)
+{
+    return stage_holds(stage, unit, tied) ? shard_elements_of(params->units[unit].elements, ranks) : 0;
+}
+
+/* The uses of a unit whose gradients are summed here: slot first up to past. */
+struct uses {
+    int first, past;
+};
+static struct uses uses_here(const struct stage *stage, int32_t unit, bool tied)
+{
+    bool both = unit == 0 && tied;
+    return (struct uses){both && stage->rank > 0 ? 1 : 0, both && stage_is_last(stage) ? 2 : 1};
+}
+
+static struct stage stage_here(const struct param_table *params, const struct shard_options *options)
+{
+    return stage_of(params->unit_count - 2, options->pipeline->ranks, options->pipeline->rank);
+}
+
 /* The sizes of everything, in one place for shard_bytes and shard_init. */
 struct sizes {
     int64_t widest[BUFFER_KINDS]; /* elements of the largest padded unit of each kind */
@@ -38,15 +59,17 @@ static struct sizes sizes_of(const struct param_table *params, bool tied, const 
                              int32_t ranks)
 {
     struct sizes s = {0};
+    const struct stage stage = stage_here(params, options);
     for (int32_t u = 0; u < params->unit_count; u++) {
-        int64_t shard = shard_elements_of(params->units[u].elements, ranks);
+        int64_t shard = elements_here(params, &stage, u, tied, ranks);
+        struct uses uses = uses_here(&stage, u, tied);
         int32_t kind = unit_kind(params, u);
         if (shard * ranks > s.widest[kind])
             s.widest[kind] = shard * ranks;
         if (shard > s.widest_shard)
             s.widest_shard = shard;
         s.gathered += shard_keeps_gathered(options, ranks) ? shard * ranks : 0;
-        s.sums += shard * shard_sum_parts(options, ranks) * options->levels * (u == 0 && tied ? 2 : 1);
+        s.sums += shard * shard_sum_parts(options, ranks) * options->levels * (uses.past - uses.first);
     }
     int64_t widest = 0;
     for (int kind = 0; kind < BUFFER_KINDS; kind++) {
@@ -70,12 +93,14 @@ int64_t shard_bytes(const struct param_table *params, bool tied, const struct sh
     return bytes;
 }
 
-int64_t shard_lent_bytes(const struct param_table *params, const struct shard_options *options, int32_t ranks)
+int64_t shard_lent_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
+                         int32_t ranks)
 {
-    int64_t bytes = 0;
+    const struct stage stage = stage_here(params, options);
+    int64_t elements = 0;
     for (int32_t u = 0; u < params->unit_count && shard_keeps_gathered(options, ranks); u++)
-        bytes += shard_elements_of(params->units[u].elements, ranks) * (int64_t)dtype_bytes(options->compute);
-    return bytes;
+        elements += elements_here(params, &stage, u, tied, ranks);
+    return elements * (int64_t)dtype_bytes(options->compute);
 }
 
 /* The pieces of the unit's tensors that fall into rank's range. Returns how many; writes them if segments is
@@ -141,7 +166,8 @@ static bool take_buffers(struct shard *shard, const struct sizes *s, struct err 
                     "gathered weights", err);
     }
     for (int32_t u = 0; u < shard->unit_count && resident && done; u++)
-        shard->copies.units[u] = own_part(shard, u);
+        if (shard->units[u].shard_elements > 0)
+            shard->copies.units[u] = own_part(shard, u);
     for (int kind = 0; kind < BUFFER_KINDS && done; kind++) {
         shard->leaves[kind].elements = s->widest[kind];
         done = take(shard, &shard->leaves[kind].memory, s->widest[kind] * 4, "a unit's gradient", err);
@@ -158,9 +184,9 @@ static int64_t level_bytes(const struct shard *shard, int32_t unit)
 static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, struct err *err)
 {
     for (int32_t u = 0; u < shard->unit_count; u++)
-        for (int slot = 0; slot < (u == 0 && tied ? 2 : 1); slot++)
+        for (struct uses at = uses_here(&shard->stage, u, tied); at.first < at.past; at.first++)
             for (int32_t level = 0; level < shard->options.levels; level++)
-                if (!take(shard, &shard->units[u].sums[slot].levels[level], level_bytes(shard, u),
+                if (!take(shard, &shard->units[u].sums[at.first].levels[level], level_bytes(shard, u),
                           "gradients", err))
                     return false;
     shard->parts_bytes = (size_t)s->parts_bytes;
@@ -177,7 +203,12 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
                 const struct param_table *params, bool tied, const struct shard_options *options,
                 struct err *err)
 {
-    *shard = (struct shard){.comm = comm, .device = device, .params = params, .options = *options};
+    *shard = (struct shard){.comm = comm,
+                            .device = device,
+                            .params = params,
+                            .options = *options,
+                            .stage = stage_here(params, options),
+                            .tied = tied};
     if (comm->ranks > SHARD_RANKS_MAX)
         return err_set(err, ERR_UNSUPPORTED, "the data axis has %d ranks, and at most %d are built",
                        comm->ranks, SHARD_RANKS_MAX);
@@ -193,10 +224,12 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
     int32_t segments = 0;
     for (int32_t u = 0; u < shard->unit_count; u++) {
         struct shard_unit *unit = &shard->units[u];
-        unit->shard_elements = shard_elements_of(params->units[u].elements, comm->ranks);
+        unit->shard_elements = elements_here(params, &shard->stage, u, tied, comm->ranks);
         unit->segment_first = segments;
         unit->segment_count =
             cut_unit(params, u, unit->shard_elements, comm->rank, shard->segments + segments);
+        for (int32_t i = 0; i < unit->segment_count && !stage_counts(&shard->stage, u, tied); i++)
+            shard->segments[segments + i].copy = true;
         segments += unit->segment_count;
     }
     struct sizes s = sizes_of(params, tied, options, comm->ranks);

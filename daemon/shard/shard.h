@@ -24,6 +24,10 @@
  *
  * A tied head's gradient (slot 1 of unit 0) is reduced apart and added once at the end.
  *
+ * Pipeline stages (model/stage.h): a unit that this stage does not hold has no elements here. A tied
+ * embedding lies on both ends; each end makes one of its two sums, and they are exchanged before they are
+ * added, so both ends have the same gradient and, with it, the same weights.
+ *
  * Owner: the engine's thread. Everything lives in device memory, taken in shard_init; nothing is allocated in
  * a step. */
 #pragma once
@@ -31,11 +35,13 @@
 #include "comm.h"
 #include "optimizer.h"
 #include "params.h"
+#include "stage.h"
 
 #define SHARD_RANKS_MAX  64 /* of the tree over ranks: its presence mask is one word */
 #define SHARD_LEVELS_MAX 40
 
 struct shard_options {
+    struct comm *pipeline; /* the stages that share this model; outlives the shard */
     enum dtype compute, accumulate, reduce;
     int32_t zero;   /* stage 1, 2 or 3 */
     bool lanes;     /* the reproducible reduction */
@@ -69,6 +75,8 @@ struct shard {
     struct device *device;
     const struct param_table *params;
     struct shard_options options;
+    struct stage stage;
+    bool tied;
     int32_t unit_count, buffer_count;
     struct shard_unit *units;
     struct optimizer_segment *segments; /* of all units */
@@ -97,7 +105,7 @@ int64_t shard_bytes(const struct param_table *params, bool tied, const struct sh
 /* Units stay gathered: stages 1 and 2, or a rank alone. */
 bool shard_keeps_gathered(const struct shard_options *options, int32_t ranks);
 /* Of shard_bytes, what is lent to an optimizer whose policy stores the copy: none in stage 3. */
-int64_t shard_lent_bytes(const struct param_table *params, const struct shard_options *options,
+int64_t shard_lent_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
                          int32_t ranks);
 
 /* Takes a binary counter deeper, or gives back the levels from `levels` on: no gradient may be pending. On
@@ -129,9 +137,14 @@ void shard_leaves_absent(struct shard *shard);    /* instead of all shard_reduce
 void shard_gradients_finish(struct shard *shard); /* fills gradients[] */
 
 /* The sum of squares of the whole gradient: each distinct element once, in double, sums over fixed blocks of
- * 256 added in table order; equal bits on every rank and for every number of ranks. *bad_rank, *bad_tensor:
+ * 256 added in table order; equal bits on every rank and for every number of ranks and stages: each stage in
+ * turn goes on from what the one before has (`sum` in and out). bad_rank (of the shard group), bad_tensor:
  * where a block is not finite (the first in table order), or -1. */
-double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *bad_tensor);
+struct shard_squares {
+    double sum;
+    int32_t bad_rank, bad_tensor;
+};
+void shard_gradient_squares(struct shard *shard, struct shard_squares *squares);
 
 /* The parameter (row of the table) that holds element `offset` of a rank's shard of a unit, or -1 for
  * padding. */

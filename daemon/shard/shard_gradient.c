@@ -173,19 +173,37 @@ static void *finish_sum(struct shard *shard, int32_t unit, int32_t slot)
     return total && sums_whole(shard) ? finish_whole(shard, unit, total) : total;
 }
 
+/* A tied embedding's other use, summed on the other end of the pipeline, comes here as ours goes there. */
+static void *exchange_ends(struct shard *shard, void *mine)
+{
+    struct comm *pipeline = shard->options.pipeline;
+    size_t bytes = (size_t)shard->units[0].shard_elements * dtype_bytes(shard->options.accumulate);
+    int32_t other = pipeline->rank == 0 ? pipeline->ranks - 1 : 0;
+    void *theirs = shard->leaves[shard->units[0].leaf].memory; /* no leaf is being made */
+    comm_transfer(pipeline, &(struct comm_message){other, mine, bytes},
+                  &(struct comm_message){other, theirs, bytes});
+    return theirs;
+}
+
 void shard_gradients_finish(struct shard *shard)
 {
     const struct kernels *k = shard->device->kernels;
     struct queue *q = shard->device->queue;
     for (int32_t unit = 0; unit < shard->unit_count; unit++) {
         struct shard_unit *u = &shard->units[unit];
+        if (u->shard_elements == 0)
+            continue;
         void *gradient = finish_sum(shard, unit, 0);
         void *second = finish_sum(shard, unit, 1);
-        if (second && !inject("tied-use-dropped")) { /* a tied head's use of the embedding, through fp32
-                                                        whatever it was accumulated in */
+        if (unit == 0 && shard->tied && shard->stage.ranks > 1) { /* one of them is NULL */
+            gradient = gradient ? gradient : second;
+            second = exchange_ends(shard, gradient);
+        }
+        if (second && !inject("tied-use-dropped") && !inject("tied-not-summed-over-p")) { /* a tied head's use
+                                        of the embedding, through fp32 whatever it was accumulated in */
             float *wide = second;
             if (shard->options.accumulate != DTYPE_F32) {
-                wide = shard->leaves[u->leaf].memory;
+                wide = (float *)(shard->received + shard->parts_bytes);
                 k->cast(q, wide, second, u->shard_elements, DTYPE_F32, shard->options.accumulate);
             }
             k->accumulate(q, gradient, wide, u->shard_elements, shard->options.accumulate);
@@ -206,11 +224,14 @@ static void find_bad(const struct shard *shard, const double *blocks, int64_t co
         }
 }
 
-double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *bad_tensor)
+void shard_gradient_squares(struct shard *shard, struct shard_squares *squares)
 {
-    double sum = 0;
-    *bad_rank = *bad_tensor = -1;
+    double sum = squares->sum;
     for (int32_t unit = 0; unit < shard->unit_count; unit++) {
+        if (!stage_counts(&shard->stage, unit, shard->tied) && !inject("tied-counts-twice"))
+            continue;
+        if (shard->units[unit].shard_elements == 0)
+            continue;
         int64_t n = shard->units[unit].shard_elements, blocks = n / STATE_ALIGNMENT;
         size_t each = (size_t)blocks * sizeof(double);
         double *all = shard->squares_host, *mine = all + blocks * shard->comm->rank;
@@ -225,8 +246,8 @@ double shard_gradient_squares(struct shard *shard, int32_t *bad_rank, int32_t *b
             if (inject("norm-counts-twice") && unit == 0)
                 sum += all[blocks * r];
             if (isfinite(before) && !isfinite(sum))
-                find_bad(shard, all + blocks * r, blocks, r, unit, bad_rank, bad_tensor);
+                find_bad(shard, all + blocks * r, blocks, r, unit, &squares->bad_rank, &squares->bad_tensor);
         }
     }
-    return sum;
+    squares->sum = sum;
 }

@@ -21,11 +21,11 @@ CONFIG = {"tied": "true", "untied": "false"}
 RANKS = (2, 4, 8)
 
 
-def config_text(tied):
+def config_text(tied, layers=2):
     return ('{"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","hidden_size":24,"intermediate_size":40,'
-            '"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":16,"vocab_size":97,'
+            '"num_hidden_layers":%d,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":16,"vocab_size":97,'
             '"max_position_embeddings":128,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"hidden_act":"silu",'
-            '"attention_bias":false,"initializer_range":0.05,"tie_word_embeddings":%s}' % CONFIG[tied])
+            '"attention_bias":false,"initializer_range":0.05,"tie_word_embeddings":%s}' % (layers, CONFIG[tied]))
 
 
 def recipe_text(steps, batch, micro):
@@ -80,14 +80,18 @@ class Result:
             at += count
         if at != len(values):
             raise RuntimeError(f"{path} has {len(values)} values, not {at}")
+        copies = array.array("f")
+        with open(f"{path}.copies", "rb") as file:
+            copies.frombytes(file.read())
+        assert all(c in (0, v) for c, v in zip(copies, values)), f"{path}: a copy on another rank differs"
         return found
 
 
 def run(name, ranks, lanes=0, recompute=0, threads=1, policy="fp32-master+compute=fp32", tied="tied", steps=6, batch=13,
-        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None, layout="", zero=3):
+        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None, layout="", zero=3, layers=2):
     out = f"{FOLDER}/{name}"
     os.makedirs(out, exist_ok=True)
-    for path, text in ((f"{out}/config.json", config_text(tied)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
+    for path, text in ((f"{out}/config.json", config_text(tied, layers)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
         with open(path, "w") as file:
             file.write(text)
     common = [out, device, layout, str(zero), str(lanes), str(recompute), str(threads)]
@@ -220,6 +224,29 @@ def context_lanes():
     same(narrow, run("context-recomputed", 2, layout="c2", lanes=4, policy="fp32-master", recompute=1))
 
 
+# Layout, layers, micro-batches of one sequence or two in a batch of 13, samples, ZeRO stage, recompute.
+PIPELINES = (("p2", 2, 2, 13, 1, 0), ("p2", 3, 1, 5, 3, 1), ("p2", 3, 1, 1, 2, 0), ("p4", 5, 1, 3, 1, 0), ("p4", 5, 1, 6, 3, 1),
+             ("d2p2", 3, 2, 13, 1, 1), ("d2p2", 2, 2, 13, 3, 0), ("d2p2", 2, 1, 1, 2, 0), ("c2p2", 3, 2, 13, 2, 1),
+             ("d2c2p2", 2, 2, 13, 1, 0), ("d2p4", 4, 1, 6, 1, 0), ("p8", 8, 1, 5, 1, 0))
+
+
+def pipeline(tied):
+    """Blocks over p stages, uneven layer counts among them; fewer micro-batches than stages, and more; ranks without any."""
+    for layout, layers, micro, batch, zero, again in PIPELINES:
+        name, keys = f"{tied}-{layers}-{micro}-{batch}", {"tied": tied, "layers": layers, "micro": f"micro_batch: {micro}", "batch": batch}
+        one = run(f"pipeline-one-{name}", 1, **keys, steps=3)
+        near(one, run(f"pipeline-{layout}-{name}", ranks_of(layout), **keys, layout=layout, zero=zero, recompute=again, steps=3))
+
+
+def pipeline_lanes():
+    """Equal bits across p and d together, for every stage of ZeRO; with packed batches whose last lanes are absent."""
+    for tied, policy in (("tied", "fp32-master"), ("untied", "bf16-sr")):
+        keys = {"lanes": 4, "tied": tied, "layers": 4, "micro": "max_tokens: 100", "batch": 7, "policy": policy, "steps": 4}
+        one = run(f"stages-one-{tied}", 1, **keys)
+        for layout, zero in (("p2", 1), ("p4", 2), ("d2p2", 1), ("d2p2", 3)):
+            same(one, run(f"stages-{layout}-{zero}-{tied}", ranks_of(layout), **keys, layout=layout, zero=zero))
+
+
 def zero_stages():
     """Stage 2 keeps weights, which changes no bit; stage 1 adds micro-batches before ranks. Under lanes all three agree."""
     one = run("zero-one", 1)
@@ -240,13 +267,16 @@ def guarded():
     needs_hooks()
     same(run("open", 2), run("guarded", 2, device="guarded"))
     same(run("open-1", 2, zero=1), run("guarded-1", 2, device="guarded", zero=1))
+    same(run("open-p", 2, layout="p2", zero=1), run("guarded-p", 2, layout="p2", device="guarded", zero=1))
 
 
 # Each bug, injected in builds with test hooks, and the case that must catch it.
 INJECTED = {"rank-left-out": "d_agree_tied", "tied-use-dropped": "d_agree_tied", "wire-bf16": "d_agree_untied",
             "norm-counts-twice": "d_agree_tied", "leaves-misnumbered": "lanes_equal_bits_fp32_batch_above_L",
             "labels-shifted-after-the-cut": "c_agrees_tied", "local-positions": "c_agrees_tied",
-            "chunks-in-order": "c_agrees_tied", "averaged-over-c": "c_agrees_tied"}
+            "chunks-in-order": "c_agrees_tied", "averaged-over-c": "c_agrees_tied",
+            "tied-not-summed-over-p": "p_agrees_tied", "tied-counts-twice": "p_agrees_tied",
+            "micro-batches-swapped": "p_agrees_tied"}
 
 
 def caught(bug):
@@ -254,17 +284,18 @@ def caught(bug):
     tied = "tied" if INJECTED[bug] != "d_agree_untied" else "untied"
     lanes_, policy = (8, "fp32-master+compute=fp32") if "lanes" in INJECTED[bug] else (0, "fp32-master+compute=fp32")
     compare = same if lanes_ else near
-    one = run(f"right-{bug}", 1, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy)
+    axis = INJECTED[bug][0] if INJECTED[bug][1] == "_" else "d"
+    keys = {"lanes": lanes_, "tied": tied, "batch": 20 if lanes_ else 13, "policy": policy}
+    if axis == "p":
+        keys["micro"] = "micro_batch: 1"  # of the same length in memory, one as the other
+    one = run(f"right-{bug}", 1, **keys)
     os.environ["TRAINERD_INJECT"] = bug
     try:
-        wrong = run(f"wrong-{bug}", 2, lanes=lanes_, tied=tied, batch=20 if lanes_ else 13, policy=policy,
-                    layout="c2" if INJECTED[bug].startswith("c_") else "")
-    finally:
-        del os.environ["TRAINERD_INJECT"]
-    try:
-        compare(one, wrong)
+        compare(one, run(f"wrong-{bug}", 2, **keys, layout=f"{axis}2"))
     except AssertionError:
         return
+    finally:
+        del os.environ["TRAINERD_INJECT"]
     raise AssertionError(f"the injected bug {bug} was not caught")
 
 
@@ -287,6 +318,9 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "c_agrees_tied": lambda: context("tied"),
          "c_agrees_untied": lambda: context("untied"),
          "c_lanes_equal_bits_across_d": context_lanes,
+         "p_agrees_tied": lambda: pipeline("tied"),
+         "p_agrees_untied": lambda: pipeline("untied"),
+         "p_lanes_equal_bits": pipeline_lanes,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,

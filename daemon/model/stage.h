@@ -1,0 +1,27 @@
+/* Pipeline stages: a rank of a pipeline of p holds a range of blocks that follow each other; the first stage
+ * also the embedding's unit, the last the head's and, where it is tied, the embedding once more. Everything
+ * that asks what is held where asks here. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct stage {
+    int32_t ranks, rank; /* of the pipeline group */
+    int64_t layers;      /* of the whole model */
+    int64_t first, past; /* blocks held: layers first … past - 1, at least one */
+};
+
+/* Layers that p does not divide are more for the stages between the ends, then for the first: the last has
+ * the head beside its blocks. ranks <= layers. */
+struct stage stage_of(int64_t layers, int32_t ranks, int32_t rank);
+
+static inline bool stage_is_last(const struct stage *stage)
+{
+    return stage->rank == stage->ranks - 1;
+}
+
+bool stage_holds(const struct stage *stage, int32_t unit, bool tied);
+/* Of units that are held: the last stage's copy of a tied embedding is its first holder's once more, in the
+ * norm, in measures and in checkpoints. */
+bool stage_counts(const struct stage *stage, int32_t unit, bool tied);
