@@ -64,6 +64,8 @@ class Result:
                 words = line.split()
                 if words[0] == "tensor":
                     self.tensors.append((words[1], int(words[2])))
+                elif words[0] == "evaluation":
+                    self.evaluation = float.fromhex(words[1])
                 else:
                     self.steps.append(tuple(float.fromhex(w) for w in words[2:6]))
                     self.labelled = self.labelled or int(words[6])
@@ -122,7 +124,7 @@ def near(one, other):
         worst = max(abs(a - b) for a, b in zip(one.gradient[name], other.gradient[name]))
         assert most > 0, f"{name}: the gradient is all zero"
         assert worst <= 1e-5 * most, f"{name}: gradient differs by {worst / most:.3g} of its largest element"
-    for (loss, *_), (loss2, *_) in zip(one.steps, other.steps):
+    for (loss, *_), (loss2, *_) in zip(one.steps + [(one.evaluation,)], other.steps + [(other.evaluation,)]):
         assert abs(loss - loss2) <= 1e-5 * abs(loss), f"a later loss {loss} against {loss2}"
 
 
@@ -130,6 +132,7 @@ def same(one, other):
     """Equal bits: every loss, norm and weight."""
     assert [s[:2] for s in one.steps] == [s[:2] for s in other.steps], \
         f"losses or norms differ: {one.steps} against {other.steps}"
+    assert one.evaluation == other.evaluation, f"evaluated {one.evaluation} and {other.evaluation}"
     for name, _ in one.tensors:
         assert one.gradient[name].tobytes() == other.gradient[name].tobytes(), f"{name}: gradient bits differ"
         assert one.weights[name].tobytes() == other.weights[name].tobytes(), f"{name}: weight bits differ"
@@ -172,6 +175,8 @@ def stop_and_resume(label, before, after, lanes=8):
 
 def stop_and_resume_elsewhere():
     stop_and_resume("zero", {"ranks": 4, "zero": 1}, {"ranks": 2, "zero": 2})
+    stop_and_resume("pipeline", {"ranks": 2, "layout": "p2", "zero": 1}, {"ranks": 4, "layout": "d2p2", "zero": 3})
+    stop_and_resume("stages", {"ranks": 2, "tied": "untied"}, {"ranks": 2, "layout": "p2", "zero": 2, "tied": "untied"})
     stop_and_resume("context", {"ranks": 4, "layout": "d2c2"}, {"ranks": 2, "layout": "c2", "zero": 1}, lanes=4)
 
 
