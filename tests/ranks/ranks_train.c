@@ -5,6 +5,8 @@
  * - ranks_train data DIR [other]: makes the dataset (rows of many lengths), or one unlike it
  * - ranks_train train OUT DEVICE LAYOUT ZERO LANES RECOMPUTE THREADS POLICY CONFIG RECIPE [STOP_AT]
  * - ranks_train resume OUT DEVICE LAYOUT ZERO LANES RECOMPUTE THREADS CHECKPOINT
+ * - ranks_train copy OUT DEVICE LAYOUT ZERO LANES RECOMPUTE THREADS CHECKPOINT NAME [POLICY]: loads one and
+ * saves it again as NAME, exports OUT/hub in fp32, loads that and saves it as NAME-hub
  *
  * LAYOUT "" is d = all ranks. STOP_AT k leaves a checkpoint after k steps and ends. OUT/steps has loss and
  * norm in hexadecimal floating point. */
@@ -135,6 +137,28 @@ static void resume(struct engine *engine, const char *checkpoint)
     execute(engine, &command);
 }
 
+static void execute_on(struct engine *engine, enum command_kind kind, const char *path, const char *more)
+{
+    struct command command = {.kind = kind, .yes = true};
+    snprintf(command.u.model.path, sizeof command.u.model.path, "%s%s", path, more);
+    command.u.model.dtype = DTYPE_F32;
+    execute(engine, &command);
+}
+
+static void copy(struct engine *engine, const char *out, const char *checkpoint, const char *name,
+                 const char *policy)
+{
+    struct command load = {.kind = COMMAND_CHECKPOINT_LOAD, .yes = true};
+    snprintf(load.u.model.path, sizeof load.u.model.path, "%s", checkpoint);
+    snprintf(load.u.model.policy, sizeof load.u.model.policy, "%s", policy);
+    execute(engine, &load);
+    execute_on(engine, COMMAND_CHECKPOINT_SAVE, name, "");
+    execute_on(engine, COMMAND_EXPORT, out, "/hub");
+    execute_on(engine, COMMAND_STOP, "", "");
+    execute_on(engine, COMMAND_LOAD, out, "/hub");
+    execute_on(engine, COMMAND_CHECKPOINT_SAVE, name, "-hub");
+}
+
 static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
 {
     char path[LIMIT_PATH_BYTES];
@@ -215,11 +239,14 @@ int main(int argc, char **argv)
     comm_set_device(&comm, &device);
     if (!engine_init(&engine, &options, &comm, &device, NULL, &err))
         fail(&err);
-    if (resumes)
+    if (strcmp(argv[1], "copy") == 0)
+        copy(&engine, argv[2], argv[9], argv[10], argc > 11 ? argv[11] : "");
+    else if (resumes)
         resume(&engine, argv[9]);
     else
         train(&engine, argv[9], argv[10], argv[11]);
-    run_steps(&engine, argv[2], argc > 12 ? atoll(argv[12]) : 0);
+    if (strcmp(argv[1], "copy") != 0)
+        run_steps(&engine, argv[2], argc > 12 ? atoll(argv[12]) : 0);
     engine_done(&engine);
     watch_stop();
     device_close(&device);
