@@ -20,10 +20,10 @@ import layouts  # which reads RANKS_TRAIN from the same place, and made the fold
 NAMES = layouts.NAMES
 FOLDER = layouts.FOLDER
 WIDTH = {"F32": 4, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
-CHAIN = ("fp32-master", ["d2", "c2 zero1", "d1", "d4", "d2c2 zero2"])
+CHAIN = ("fp32-master", ["d2", "p2", "c2 zero1", "d2p2 zero1", "d1", "c2p2 zero2", "d4", "p2 zero3"])
 CHAINS = {"fp32_master": (CHAIN[0], CHAIN[1]),
-          "fp24_q8": ("fp24-q8", ["d2", "d1", "d4 zero2"]),
-          "fp32_split": ("fp32-split", ["d2 zero1", "d1", "d4 zero3"]),
+          "fp24_q8": ("fp24-q8", ["p2", "d1", "d2p2 zero2", "d2"]),
+          "fp32_split": ("fp32-split", ["d2 zero1", "p2", "d2p2 zero2", "d4 zero3"]),
           "bf16_kahan": ("bf16-kahan", ["d2 zero2", "c2"])}
 
 
@@ -178,8 +178,8 @@ def goes_on(before, after, same):
         assert whole.weights[name].tobytes() == rest.weights[name].tobytes(), f"{name}: other bits"
 
 
-POLICY_LAYOUTS = ["d2", "d1", "d4"]
-GOES_ON = [("d2", "d2", True), ("d2", "c2 zero2", False), ("d2c2 zero1", "d1", False)]
+POLICY_LAYOUTS = ["d2", "p2", "d4"]
+GOES_ON = [("d2", "d2", True), ("p2", "p2", True), ("p2", "c2 zero2", False), ("d2", "d2p2", False)]
 
 
 def all_go_on():
