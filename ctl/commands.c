@@ -71,7 +71,18 @@ const struct command commands[] = {
      .more = "LAYOUT is written like d2t2: data, tensor, pipeline, context; missing letters are 1, the product is the number of\n"
              "ranks. Every stored bit stays as it is; the next step is that of a run saved and restarted under the layout.",
      .options = {{"zero", "N", "the ZeRO stage, 1 to 3 (as it is)"}, DRY_RUN}},
-    {"plan", "", 0, 0, "the layouts that fit and what they cost", .run = NULL},
+    {"plan", "[CONFIG]", 0, 1, "the layouts that fit and what they cost: memory, bytes sent, time", .run = cmd_plan,
+     .more = "Of the daemon's model and run, or of a config.json without a daemon. Planned by trainerd --dry-run, without the\n"
+             "hardware it is about. Time is from a roofline of the machine; its assumptions: trainerd --dry-run of one layout.",
+     .options = {{"ranks", "N", "compare all layouts of N ranks (the daemon's)"},
+                 {"layout", "LAYOUT", "one layout, in full"},
+                 {"machine", "NAME", "cpu (this host, where it is planned for the daemon's ranks), h100, h200 or b200"},
+                 {"policy", "POLICY", "(the daemon's)"},
+                 {"zero", "N", "ZeRO stage (3; 1 with p)"},
+                 {"recompute", "WHAT", "none or block (the daemon's)"},
+                 {"run", "RECIPE.yaml", "data and batches of this recipe (the daemon's run)"},
+                 {"sequence", "N", "without a recipe: micro-batches of one sequence of N tokens"},
+                 {"global-batch", "N", "without a recipe: sequences a step (64)"}}},
     {"audit", "", 0, 0, "every persistent tensor, its dtype and its bytes", .run = cmd_audit},
 
     {"runs", "", 0, 0, "past and present runs", .run = cmd_runs},

@@ -43,6 +43,9 @@ int cmd_schedule(struct call *call);
 /* cmd_layout.c */
 int cmd_set_layout(struct call *call);
 
+/* cmd_plan.c */
+int cmd_plan(struct call *call);
+
 /* cmd_runs.c */
 int cmd_runs(struct call *call);
 int cmd_metrics(struct call *call);

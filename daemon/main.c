@@ -104,7 +104,9 @@ static bool settle_options(struct daemon *d, struct err *err)
     struct engine_options *o = &d->engine_options;
     static const char *const computes[] = {NULL, "bf16", "fp32"};
     int32_t elsewhere = d->options.dry_run && d->comm.ranks == 1 ? layout_product(d->options.layout) : 0;
-    if (!layout_parse(&o->layout, d->options.layout, elsewhere ? elsewhere : d->comm.ranks, err))
+    if (d->options.dry_run && d->options.ranks)
+        o->layout = (struct layout){1, 1, 1, 1}; /* all there are will be compared */
+    else if (!layout_parse(&o->layout, d->options.layout, elsewhere ? elsewhere : d->comm.ranks, err))
         return false;
     if (!engine_lanes_fit(d->options.lanes, &o->layout, err))
         return false;
@@ -116,8 +118,7 @@ static bool settle_options(struct daemon *d, struct err *err)
         return err_set(err, ERR_INVALID, "accumulate=bf16 and --lanes exclude each other");
     o->seed = (uint64_t)d->options.seed;
     o->lanes = d->options.lanes;
-    /* 0: not given. Under p stage 3 would gather each unit twice a micro-batch, and a stage holds few. */
-    o->zero = d->options.zero ? (int32_t)d->options.zero : o->layout.p > 1 ? 1 : 3;
+    o->zero = d->options.zero ? (int32_t)d->options.zero : layout_zero(&o->layout);
     o->recompute = d->options.recompute == 1;
     o->product_flops = measured_product(o->state_dir);
     return true;
@@ -178,8 +179,15 @@ static int plan_only(struct daemon *d)
     bool good = comm_agree(&d->comm, &err) && (!d->options.run[0] || read_recipe(d, &recipe, &err));
     if (good && recipe.optimizer.policy[0] && !d->options.policy[0])
         good = policy_parse(policy, recipe.optimizer.policy, NULL, &err);
-    good = good && dry_run(&d->options, &d->engine_options, &d->comm, &d->device,
-                           d->options.run[0] ? &recipe : NULL, &err);
+    struct dry_run what = {.model = d->options.model[0] ? d->options.model : d->options.init,
+                           .recipe = d->options.run[0] ? &recipe : NULL,
+                           .sequence = d->options.sequence,
+                           .global_batch = d->options.global_batch,
+                           .machine = d->options.machine,
+                           .ranks = (int32_t)d->options.ranks,
+                           .zero = (int32_t)d->options.zero,
+                           .json = d->options.json};
+    good = good && dry_run(&what, &d->engine_options, &d->comm, &d->device, &err);
     if (!good && d->comm.rank == 0)
         report(&err);
     kin_part();

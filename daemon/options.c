@@ -37,7 +37,8 @@ static const struct key keys[] = {
     INT("seed", seed, 0, 9e15, "of initial weights and stochastic rounding (0)"),
     TEXT("layout", layout, "d8t1p1c1: how ranks share the work; missing letters are 1 (d = all ranks)"),
     INT("zero", zero, 1, 3,
-        "ZeRO stage: 3 shards parameters, gradients and state; 2 keeps parameters, 1 gradients too (3; with p > 1: 1)"),
+        "ZeRO stage: 3 shards parameters, gradients and state; 2 keeps parameters, 1 gradients too (3; 1 "
+        "with p)"),
     INT("lanes", lanes, 0, LIMIT_LANES,
         "L: the reproducible reduction, a power of two that d divides (0: off)"),
     TEXT("policy", policy,
@@ -57,7 +58,13 @@ static const struct key keys[] = {
     {"stuck-after", KEY_DOUBLE, offsetof(struct options, stuck_after), 0, 0.5, 86400, NULL,
      "S: end when a collective makes no progress for so long (300)"},
     FLAG("dry-run", dry_run,
-         "the memory and communication plan, then exit; one process alone plans for any --layout"),
+         "the plan of memory, wire and time, then exit; one process alone plans for any --layout"),
+    INT("ranks", ranks, 1, LIMIT_RANKS, "dry run: N ranks, all their layouts compared"),
+    TEXT("machine", machine,
+         "dry run: of which machine, cpu|h100|h200|b200 (cpu, where it is about this host)"),
+    INT("sequence", sequence, 1, 1 << 24, "dry run without --run: micro-batches of one sequence of N tokens"),
+    INT("global-batch", global_batch, 1, 1 << 24, "dry run without --run: sequences a step (64)"),
+    FLAG("json", json, "dry run: as one JSON value"),
 };
 enum { KEY_COUNT = sizeof keys / sizeof keys[0] };
 
@@ -215,7 +222,7 @@ static bool check(const struct options *options, struct err *err)
 
 bool options_read(struct options *options, int argc, char **argv, struct err *err)
 {
-    *options = (struct options){.stuck_after = 300, .device = "auto"};
+    *options = (struct options){.stuck_after = 300, .device = "auto", .global_batch = 64};
     return read_flags(options, argc, argv, true, err) && read_environment(options, err) &&
            read_flags(options, argc, argv, false, err) && check(options, err);
 }

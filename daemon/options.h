@@ -22,7 +22,9 @@ struct options {
     char state_dir[LIMIT_PATH_BYTES], checkpoint_dir[LIMIT_PATH_BYTES];
     char metrics[LIMIT_PATH_BYTES];
     double stuck_after;
-    bool dry_run;
+    bool dry_run, json;
+    int64_t ranks, sequence, global_batch; /* of a dry run */
+    char machine[LIMIT_NAME_BYTES];
     char listen[OPTIONS_LISTEN_MAX][LIMIT_PATH_BYTES];
     int listen_count;
     bool help, version;

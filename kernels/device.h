@@ -21,6 +21,7 @@ struct device {
     char description[128]; /* what status shows: the processor, its instruction set, the oneDNN version */
     char products[64];     /* how bf16 matrix products are computed here, said once at start */
     bool host_access;      /* host code may read and write device memory */
+    bool planning;         /* its memory is addresses that nobody may touch: a dry run's */
     int threads;
     int64_t allocated_bytes; /* the sum over live allocations, as asked for: audit's total equals it */
     struct queue *queue;     /* the compute queue */

@@ -9,6 +9,13 @@ struct layout {
     int32_t d, t, p, c;
 };
 
+/* The ZeRO stage where none is asked for: 3, but under a pipeline, where every micro-batch would gather each
+ * unit twice, 1. */
+static inline int32_t layout_zero(const struct layout *layout)
+{
+    return layout->p > 1 ? 1 : 3;
+}
+
 /* Where a rank stands, each from 0: ranks are numbered with t fastest, then c, d, p. */
 struct layout_place {
     int32_t d, t, p, c;

@@ -167,4 +167,6 @@ void engine_take_body(struct engine *engine, struct body *body)
     engine->measures = calloc(tensors, sizeof *engine->measures);
     engine->measures_ranks = calloc(tensors * (size_t)engine->comm->ranks, sizeof *engine->measures_ranks);
     INVARIANT(engine->measures && engine->measures_ranks);
+    if (engine->mailbox) /* rank 0 of a daemon */
+        runlog_model(engine);
 }

@@ -207,6 +207,7 @@ void engine_publish_audit(struct engine *engine);
 void engine_rows(const struct engine *engine, shard_row_fn row, void *context); /* of this rank, for audit */
 
 /* runlog.c: rank 0's files in the state folder. */
+void runlog_model(struct engine *engine); /* whose body is new */
 bool runlog_create(struct engine *engine, struct run *run, struct err *err) MUST_USE;
 bool runlog_reopen(struct engine *engine, struct run *run, struct err *err) MUST_USE;
 /* At start: a run that is still called running was cut off with its daemon; from now on it is "interrupted".

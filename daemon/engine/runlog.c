@@ -1,7 +1,7 @@
 /* What a run leaves in the state folder, so that metrics and plots outlive the daemon: runs/ID/ with
  * recipe.yaml, run.json (what `trainctl runs` lists), events.jsonl (a step event a line) and tensors.jsonl
- * (the precision measures of each tensor). And the journal: every command that changed something, synced
- * before it is acknowledged. */
+ * (the precision measures of each tensor). Beside them the model's config.json, and the journal: every
+ * command that changed something, synced before it is acknowledged. */
 #include "engine.h"
 
 #include "checkpoint_list.h"
@@ -53,6 +53,18 @@ static int last_saved_run(const struct engine *engine)
     }
     checkpoint_list_done(&list);
     return last;
+}
+
+/* config.json: what a plan beside the running daemon is made from. */
+void runlog_model(struct engine *engine)
+{
+    char path[LIMIT_PATH_BYTES];
+    struct err err = ERR_INIT;
+    char *text = model_config_print(&engine->body.model.config, "float32");
+    if (!text || !file_join(path, sizeof path, engine->options.state_dir, "config.json", &err) ||
+        !file_replace(path, text, strlen(text), &err))
+        log_err("runlog", &err);
+    free(text);
 }
 
 /* The next free number: run-0001, run-0002, … */

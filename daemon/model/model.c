@@ -49,10 +49,25 @@ void model_done(struct model *model)
     *model = (struct model){0};
 }
 
+static bool fill_tables(const struct model *model, float *cosines, float *sines, int64_t positions)
+{
+    int64_t half = model->config.head_dim / 2;
+    size_t bytes = rope_bytes(model, positions);
+    float *tables = malloc(2 * bytes);
+    bool there = tables != NULL;
+    for (int64_t t = 0; there && t < positions; t++)
+        rope_row(tables + t * half, tables + (positions + t) * half, model->config.rope_theta, 2 * half, t);
+    if (there) {
+        device_copy_in(model->device, cosines, tables, bytes);
+        device_copy_in(model->device, sines, tables + positions * half, bytes);
+    }
+    free(tables);
+    return there;
+}
+
 bool model_reserve_positions(struct model *model, int64_t positions, struct err *err)
 {
     struct device *device = model->device;
-    int64_t half = model->config.head_dim / 2;
     if (positions <= model->rope_positions)
         return true;
     if (positions > model->config.positions) {
@@ -62,19 +77,12 @@ bool model_reserve_positions(struct model *model, int64_t positions, struct err 
         return err_hint(err, "lower the cutoff");
     }
     size_t bytes = rope_bytes(model, positions);
-    float *tables = malloc(2 * bytes);
     float *cosines = device_allocate(device, bytes), *sines = device_allocate(device, bytes);
-    if (!tables || !cosines || !sines) {
+    if (!cosines || !sines || !(device->planning || fill_tables(model, cosines, sines, positions))) {
         device_release(device, cosines, bytes);
         device_release(device, sines, bytes);
-        free(tables);
         return err_set(err, ERR_MEMORY, "2 x %zu bytes of rotary tables do not fit", bytes);
     }
-    for (int64_t t = 0; t < positions; t++)
-        rope_row(tables + t * half, tables + (positions + t) * half, model->config.rope_theta, 2 * half, t);
-    device_copy_in(device, cosines, tables, bytes);
-    device_copy_in(device, sines, tables + positions * half, bytes);
-    free(tables);
     if (model->rope_positions > 0) {
         device_release(device, model->rope_cosines, rope_bytes(model, model->rope_positions));
         device_release(device, model->rope_sines, rope_bytes(model, model->rope_positions));

@@ -137,19 +137,53 @@ static void add(void *context, const char *name, const char *kind, enum dtype dt
     plan->bytes += bytes;
 }
 
-static bool make_run(struct engine *engine, const struct recipe *recipe, struct err *err)
+/* Micro-batches of one sequence each, without data. */
+static bool make_shape(struct engine *engine, const struct plan_request *request, struct err *err)
 {
     struct run *run = &engine->run;
-    run->recipe = *recipe;
+    int64_t lanes = engine_lanes(engine), row = BATCH_ROW_MULTIPLE;
+    struct batch_bounds bounds = {.rounds = (request->global_batch + lanes - 1) / lanes,
+                                  .rows = (request->sequence + row - 1) / row * row,
+                                  .sequences = 1,
+                                  .longest = request->sequence};
+    run->positions = bounds.longest;
+    return workspace_make(engine, &run->workspace, &engine->body.model, &bounds, true, err);
+}
+
+static bool make_step(struct engine *engine, const struct plan_request *request, struct err *err)
+{
+    struct run *run = &engine->run;
+    if (request->recipe)
+        run->recipe = *request->recipe;
     engine->has_run = true; /* so that a failure frees it */
-    if (!run_open(engine, run, &engine->body.model, err) ||
-        !body_fit_shard(engine, &engine->body, run->workspace.groups, err))
+    bool made =
+        request->recipe ? run_open(engine, run, &engine->body.model, err) : make_shape(engine, request, err);
+    if (!made || !body_fit_shard(engine, &engine->body, run->workspace.groups, err))
         return false;
     err_keeps(model_reserve_positions(&engine->body.model, run->positions, err));
     return comm_agree(engine->comm, err);
 }
 
-static void describe(struct plan *plan, const struct engine *engine)
+/* A step's tokens on average over an epoch, or as asked for. */
+static struct batch_load load_of(const struct engine *engine, const struct plan_request *request)
+{
+    const struct data_source *source = engine->run.source;
+    struct batch_load load = {.micro_batches = engine->run.workspace.groups};
+    if (!source) {
+        load.tokens = (double)request->global_batch * (double)request->sequence;
+        load.squared_lengths = load.tokens * (double)request->sequence;
+        return load;
+    }
+    for (int64_t i = 0; i < source->order.rows; i++) {
+        int64_t length = dataset_row_length(&source->dataset, source->order.kept[i]);
+        double tokens = (double)(length < source->order.cutoff ? length : source->order.cutoff);
+        load.tokens += tokens / (double)source->order.steps_per_epoch;
+        load.squared_lengths += tokens * tokens / (double)source->order.steps_per_epoch;
+    }
+    return load;
+}
+
+static void describe(struct plan *plan, const struct engine *engine, const struct plan_request *request)
 {
     const struct body *body = &engine->body;
     snprintf(plan->model, sizeof plan->model, "%.60s", body->model.config.architecture);
@@ -157,73 +191,110 @@ static void describe(struct plan *plan, const struct engine *engine)
     engine_rows(engine, add, plan);
     if (!engine->has_run)
         return;
-    const struct data_source *source = engine->run.source;
-    const struct recipe *recipe = &engine->run.recipe;
-    plan->steps = recipe->steps >= 0 ? recipe->steps : recipe->epochs * source->order.steps_per_epoch;
+    if (engine->run.source) {
+        const struct recipe *recipe = &engine->run.recipe;
+        plan->steps =
+            recipe->steps >= 0 ? recipe->steps : recipe->epochs * engine->run.source->order.steps_per_epoch;
+    }
     plan->micro_batches = engine->run.workspace.groups;
     plan->micro_batch_tokens = engine->run.workspace.flights[0].feed.bounds.rows;
     plan->traffic = plan_traffic(body, plan->micro_batches, plan->micro_batches * plan->micro_batch_tokens);
+    struct batch_load load = load_of(engine, request);
+    if (request->machine && body->model.compute == DTYPE_BF16) /* the rates are those of bf16 products */
+        plan->time = estimate_stage(request->machine, body, &plan->layout, &load, &plan->traffic);
 }
 
-/* Every rank's, of which the fullest counts. */
-static void take_fullest(struct plan *plan, struct comm *comm)
+/* Memory and wire of the fullest, time of the slowest. */
+static void join(struct plan *plan, const struct plan *other)
+{
+    struct estimate slowest = other->time.step > plan->time.step ? other->time : plan->time;
+    if (other->bytes > plan->bytes)
+        *plan = *other;
+    plan->time = slowest;
+}
+
+static void join_ranks(struct plan *plan, struct comm *comm)
 {
     struct plan *all = calloc((size_t)comm->ranks, sizeof *all);
     INVARIANT(all != NULL);
     comm_all_gather_host(comm, all, plan, sizeof *plan);
-    for (int32_t r = 0; r < comm->ranks; r++)
-        if (all[r].bytes > plan->bytes)
-            *plan = all[r];
+    *plan = all[0];
+    for (int32_t r = 1; r < comm->ranks; r++)
+        join(plan, &all[r]);
     free(all);
 }
 
-static bool make_all(struct plan *plan, struct engine *engine, const char *path, const struct recipe *recipe,
-                     struct err *err)
+/* The plan of one rank: this one, or of the one that stands at the layout's place. */
+static bool make_rank(struct plan *plan, struct engine *engine, const struct plan_request *request,
+                      struct err *err)
 {
     struct model_config config = {0};
     struct body body;
-    err_keeps(model_config_load(&config, path, err));
+    err_keeps(model_config_load(&config, request->model, err));
     if (!comm_agree(engine->comm, err) ||
         !body_make(engine, &body, &config, &engine->options.policy, engine->options.seed, err))
         return false;
     engine_take_body(engine, &body);
-    if (recipe && !make_run(engine, recipe, err))
+    if ((request->recipe || request->sequence > 0) && !make_step(engine, request, err))
         return false;
-    describe(plan, engine);
+    describe(plan, engine, request);
     return true;
 }
 
+/* We are one of them, and make no collective as such. */
+static void stand_in(struct groups *groups, const struct layout *layout, int32_t stage)
+{
+    groups->layout = *layout;
+    groups->place = (struct layout_place){.p = stage};
+    groups->shard.ranks = layout->d * layout->c;
+    groups->tensor.ranks = layout->t;
+    groups->context.ranks = layout->c;
+    groups->pipeline.ranks = layout->p;
+    groups->pipeline.rank = stage;
+}
+
+static bool make_stages(struct plan *plan, struct engine *engine, const struct engine_options *options,
+                        struct comm *comm, struct device *device, const struct plan_request *request,
+                        struct err *err)
+{
+    const struct layout here = {.d = comm->ranks, .t = 1, .p = 1, .c = 1}, *wanted = &options->layout;
+    bool elsewhere = comm->ranks == 1 && wanted->d * wanted->t * wanted->p * wanted->c > 1;
+    const struct plan empty = *plan;
+    bool made = true;
+    for (int32_t stage = 0; made && stage < (elsewhere ? wanted->p : 1); stage++) {
+        struct plan of_stage = empty;
+        *engine = (struct engine){.options = *options, .comm = comm, .device = device};
+        made = groups_init(&engine->groups, comm, elsewhere ? &here : wanted, err);
+        if (made && elsewhere)
+            stand_in(&engine->groups, wanted, stage);
+        made = made && make_rank(&of_stage, engine, request, err);
+        engine_done(engine);
+        if (stage == 0)
+            *plan = of_stage;
+        else
+            join(plan, &of_stage);
+    }
+    if (made)
+        join_ranks(plan, comm);
+    return made;
+}
+
 bool plan_make(struct plan *plan, struct engine *engine, const struct engine_options *options,
-               struct comm *comm, struct device *device, const char *path, const struct recipe *recipe,
-               struct err *err)
+               struct comm *comm, struct device *device, const struct plan_request *request, struct err *err)
 {
     const struct device_backend *backend = device->backend;
     struct device_backend addresses = *backend;
-    struct layout here = {.d = comm->ranks, .t = 1, .p = 1, .c = 1};
-    const struct layout *wanted = &options->layout;
-    bool elsewhere = comm->ranks == 1 && wanted->d * wanted->t * wanted->p * wanted->c > 1;
-    *plan = (struct plan){.there = elsewhere ? -1 : host_memory_available(comm->local_ranks)};
-    *engine = (struct engine){.options = *options, .comm = comm, .device = device};
-    if (!groups_init(&engine->groups, comm, elsewhere ? &here : wanted, err))
-        return false;
-    if (elsewhere) { /* we are rank 0 of them, and make no collective as such */
-        engine->groups.layout = *wanted;
-        engine->groups.shard.ranks = wanted->d * wanted->c;
-        engine->groups.tensor.ranks = wanted->t;
-        engine->groups.context.ranks = wanted->c;
-        engine->groups.pipeline.ranks = wanted->p;
-    }
     addresses.allocate = reserve;
     addresses.release = unreserve;
     addresses.copy_in = copy_nothing_in;
     addresses.zero = zero_nothing;
     device->backend = &addresses;
+    device->planning = true;
     host_memory_promise_all(true);
-    bool made = make_all(plan, engine, path, recipe, err);
+    *plan = (struct plan){.layout = options->layout, .zero = options->zero, .there = request->there};
+    bool made = make_stages(plan, engine, options, comm, device, request, err);
     host_memory_promise_all(false);
-    engine_done(engine);
+    device->planning = false;
     device->backend = backend;
-    if (made)
-        take_fullest(plan, comm);
     return made;
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "engine.h"
+#include "estimate.h"
 
 enum { PLAN_KINDS = 24 };
 
@@ -25,7 +26,18 @@ struct plan_traffic {
 };
 extern const char *const plan_wire_names[WIRES];
 
+struct plan_request {
+    const char *model;           /* a folder or its config.json */
+    const struct recipe *recipe; /* whose data and batches make a step; or NULL: */
+    int64_t sequence,
+        global_batch; /* micro-batches of one sequence of so many tokens; 0: no step is planned */
+    const struct machine *machine; /* NULL: no time is planned */
+    int64_t there;                 /* bytes of memory for a rank; -1: unknown */
+};
+
 struct plan {
+    struct layout layout;
+    int32_t zero;
     char model[LIMIT_NAME_BYTES];
     int64_t parameters;
     struct {
@@ -34,16 +46,23 @@ struct plan {
     } rows[PLAN_KINDS];
     int32_t count;
     int64_t bytes; /* the sum of the rows: of the fullest rank */
-    int64_t there; /* for each rank of this host; -1: planned for other machines */
+    int64_t there;
     /* Of a run; 0 without one. */
     int64_t steps, micro_batches, micro_batch_tokens; /* micro-batches of a rank in a step; its rows of one */
-    struct plan_traffic traffic;
+    struct plan_traffic traffic;                      /* of the fullest rank */
+    struct estimate time;                             /* of the slowest; step 0: not known */
 };
 
-/* Collective. path: a model's folder or config.json. recipe: NULL for none. engine: zeroed; it is done with
- * when this returns. device: open; its memory is not used. */
+static inline bool plan_fits(const struct plan *plan)
+{
+    return plan->there < 0 || plan->bytes <= plan->there;
+}
+
+/* Collective, over comm's ranks or, where there is one alone, for all ranks of options->layout. engine:
+ * zeroed; it is done with when this returns. device: open; its memory is not used. ERR_INVALID: the layout
+ * does not fit the model. */
 bool plan_make(struct plan *plan, struct engine *engine, const struct engine_options *options,
-               struct comm *comm, struct device *device, const char *path, const struct recipe *recipe,
+               struct comm *comm, struct device *device, const struct plan_request *request,
                struct err *err) MUST_USE;
 
 /* Of a step of so many micro-batches, which have so many rows on this rank together, padding included. */

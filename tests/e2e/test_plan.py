@@ -28,6 +28,13 @@ def audited(world):
     return max(ranks.values(), key=lambda kinds: sum(kinds.values()))
 
 
+LARGE = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288,
+    "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False,
+    "max_position_embeddings": 40960, "hidden_act": "silu", "attention_bias": False, "initializer_range": 0.02}
+
+
 @bounded(240)
 def test_a_plan_is_what_audit_shows(world):
     world.dataset()
@@ -52,11 +59,7 @@ def test_a_plan_is_what_audit_shows(world):
 @bounded(60)
 def test_a_plan_takes_nothing(world):
     """A model of 8 thousand million parameters is planned here in no time, and does not fit here."""
-    large = world.write("large/config.json", json.dumps({
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288,
-        "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False,
-        "max_position_embeddings": 40960, "hidden_act": "silu", "attention_bias": False, "initializer_range": 0.02}))
+    large = world.write("large/config.json", json.dumps(LARGE))
     parameters = 8190735360
     rows = {}
     for layout in ("d8", "d64"):
@@ -69,3 +72,47 @@ def test_a_plan_takes_nothing(world):
     need(daemon.wait_end(30) == 1 and "do not fit" in daemon.said(), f"eight thousand million fit? {daemon.said()[-600:]}")
     daemon = world.start(1, "--dry-run", init=False, wait=False, state="none")
     need(daemon.wait_end(30) == 2 and "--init DIR" in daemon.said(), f"a plan of nothing: {daemon.said()[-600:]}")
+
+
+def near(got, wanted, tolerance, what):
+    need(abs(got - wanted) <= tolerance * abs(wanted), f"{what}: {got}, by hand {wanted}")
+
+
+@bounded(60)
+def test_the_time_of_a_step(world):
+    """Against arithmetic by hand: Qwen3-8B, eight sequences of 32768 a rank, on machines that are not here."""
+    large = world.write("large/config.json", json.dumps(LARGE))
+    shape = ("--sequence", "32768", "--global-batch", "64", "--zero", "3")
+    plan = world.json("plan", large, "--layout", "d8", "--machine", "h200", *shape, code=1)  # it does not fit
+    tokens, rate = 8 * 32768, 989e12
+    head = 151936 * 4096
+    blocks = 36 * (4096 * 128 * (32 + 8 + 8 + 32) + 3 * 4096 * 12288)
+    near(plan["seconds"]["products"], 6 * tokens * (blocks + head) / (0.72 * rate), 1e-6, "products")
+    half = 36 * 32 * 128 * 8 * 32768**2 / 2  # pairs of a query and a key it sees, times head_dim
+    near(plan["seconds"]["attention"], half * (4 / 0.62 + 10 / 0.50) / rate, 1e-6, "attention")
+    need(not plan["fits"] and plan["memory_bytes"] > 134e9, f"all activations of 32768 tokens fit? {plan['memory_bytes']}")
+    again = world.json("plan", large, "--layout", "d8", "--machine", "h200", "--recompute", "block", *shape)
+    near(again["seconds"]["products"], tokens * (6 * (blocks + head) + 2 * blocks * 35 / 36) / (0.72 * rate), 1e-6, "recomputed")
+    near(again["model_flops_utilization"], (6 * 8190735360 * tokens + 12 * half) / again["seconds"]["step"] / rate, 1e-6, "utilization")
+    need(again["fits"] and sum(again["memory"].values()) == again["memory_bytes"], f"{again['memory']}")
+    small = world.json("plan", large, "--layout", "d8", "--machine", "h100", "--recompute", "block", *shape)
+    need(small["seconds"]["streaming"] > 1.4 * again["seconds"]["streaming"], "slower memory, the same time")
+
+
+@bounded(60)
+def test_layouts_compared(world):
+    large = world.write("large/config.json", json.dumps(LARGE))
+    words = ("--sequence", "32768", "--machine", "h200", "--recompute", "block")
+    found = world.json("plan", large, "--ranks", "16", *words)["plans"]
+    need(len({row["layout"] for row in found}) == len(found) >= 5, f"layouts: {[row['layout'] for row in found]}")
+    share = 8190735360 * 4 / 16  # uneven stages, and tensors that are not cut, are all that it may be more
+    need(all(share < 1.01 * row["memory"]["weight"] < 1.5 * share for row in found), "the ranks' shares of the weights do not add up")
+    fitting = [row["seconds"]["step"] for row in found if row["fits"]]
+    need(fitting == sorted(fitting) and len(fitting) > 1, f"not the quickest first: {fitting}")
+    need(all(not row["fits"] for row in found[len(fitting):]), "one that does not fit stands before one that does")
+    one = world.json("plan", large, "--layout", found[1]["layout"], *words)
+    need(all(one[key] == found[1][key] for key in found[1]), f"alone {one}, compared {found[1]}")
+    world.ctl("plan", large, "--ranks", "8", "--machine", "h20", code=2)
+    world.start(2)
+    mine = world.json("plan", "--sequence", "64")["plans"]
+    need({row["layout"] for row in mine} >= {"d2t1p1c1", "d1t1p1c2"} and all(row["fits"] for row in mine), f"the daemon's: {mine}")

@@ -1,0 +1,196 @@
+/* plan: asks `trainerd --dry-run`, which has the engine's own code to plan with, and prints what it says.
+ * What is not said on the command line comes from the daemon, where one answers. */
+#include "commands.h"
+#include "file.h"
+#include "output.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PLAN_ARGUMENTS = 32, PLAN_TEXT_BYTES = 2 * LIMIT_PATH_BYTES };
+
+struct arguments {
+    int count;
+    char *list[PLAN_ARGUMENTS + 1]; /* the caller's, NULL at the end */
+};
+
+static void add(struct arguments *arguments, const char *text)
+{
+    if (arguments->count < PLAN_ARGUMENTS)
+        arguments->list[arguments->count++] = strdup(text);
+}
+
+static void add_option(struct arguments *arguments, const char *name, const char *value)
+{
+    char text[PLAN_TEXT_BYTES + 32];
+    snprintf(text, sizeof text, "--%s=%s", name, value);
+    add(arguments, text);
+}
+
+/* Beside trainctl where it is installed or built, else where the shell finds it. */
+static void find_trainerd(char path[PLAN_TEXT_BYTES])
+{
+    static const char *const places[] = {"trainerd", "../daemon/trainerd"};
+    char self[LIMIT_PATH_BYTES];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    for (size_t i = 0; i < 2 && length > 0; i++) {
+        self[length] = '\0';
+        snprintf(path, PLAN_TEXT_BYTES, "%.*s/%s", (int)(strrchr(self, '/') - self), self, places[i]);
+        if (access(path, X_OK) == 0)
+            return;
+    }
+    snprintf(path, PLAN_TEXT_BYTES, "trainerd");
+}
+
+static const char *text_at(const json_t *status, const char *key)
+{
+    const char *text = json_string_value(json_object_get(status, key));
+    return text ? text : "";
+}
+
+/* What the daemon's model, run and options say, for all that the command line does not. */
+static bool take_from_daemon(struct call *call, struct arguments *arguments, struct err *err)
+{
+    REQUEST(request, STATUS, StatusRequest, status);
+    json_t *status;
+    char text[PLAN_TEXT_BYTES];
+    if (!call_ask_json(call, &request, &status, err)) {
+        if (call->no_daemon) {
+            *err = (struct err)ERR_INIT;
+            err_set(err, ERR_NOT_FOUND, "there is no trainerd whose model could be planned for");
+            err_hint(err, "name one instead: trainctl plan CONFIG --ranks N");
+        }
+        return false;
+    }
+    if (!text_at(status, "model")[0]) {
+        json_decref(status);
+        err_set(err, ERR_STATE, "the daemon has no model to plan for");
+        return err_hint(err, "trainctl init or load first, or name one: trainctl plan CONFIG --ranks N");
+    }
+    snprintf(text, sizeof text, "%s/config.json", text_at(status, "state_dir"));
+    add_option(arguments, "init", text);
+    if (!call_option(call, "ranks") && !call_option(call, "layout")) {
+        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(json_object_get(status, "ranks")));
+        add_option(arguments, "ranks", text);
+        if (!call_option(call, "machine"))
+            add_option(arguments, "machine", "cpu");
+    }
+    if (!call_option(call, "policy")) {
+        add_option(arguments, "policy", text_at(json_object_get(status, "policy"), "name"));
+        add(arguments, "--yes");
+    }
+    if (!call_option(call, "recompute"))
+        add_option(arguments, "recompute", text_at(status, "recompute"));
+    if (text_at(status, "run")[0] && !call_option(call, "run") && !call_option(call, "sequence")) {
+        snprintf(text, sizeof text, "%s/runs/%s/recipe.yaml", text_at(status, "state_dir"),
+                 text_at(status, "run"));
+        add_option(arguments, "run", text);
+    }
+    json_decref(status);
+    return true;
+}
+
+static bool gather_arguments(struct call *call, struct arguments *arguments, struct err *err)
+{
+    char program[PLAN_TEXT_BYTES], path[LIMIT_PATH_BYTES];
+    find_trainerd(program);
+    add(arguments, program);
+    add(arguments, "--dry-run");
+    add(arguments, "--json");
+    if (call->argument_count > 0 && !call_absolute(path, call->arguments[0], err))
+        return false;
+    if (call->argument_count > 0)
+        add_option(arguments, "init", path);
+    else if (!take_from_daemon(call, arguments, err))
+        return false;
+    for (const struct option *o = call->command->options; o->name; o++) {
+        const char *said = call_option(call, o->name);
+        if (said)
+            add_option(arguments, o->name, said);
+        if (said && strcmp(o->name, "policy") == 0)
+            add(arguments, "--yes"); /* nothing is trained under it */
+    }
+    if (call->argument_count > 0 && !call_option(call, "ranks") && !call_option(call, "layout")) {
+        err_set(err, ERR_INVALID, "for how many ranks?");
+        return err_hint(err, "say --ranks N, or --layout LAYOUT");
+    }
+    return true;
+}
+
+/* Its one JSON value, or NULL and its exit code; what it says on stderr goes to ours. */
+static json_t *run_trainerd(struct arguments *arguments, int *status, struct err *err)
+{
+    extern char **environ;
+    int pipes[2];
+    pid_t child;
+    posix_spawn_file_actions_t actions;
+    if (pipe(pipes) != 0) {
+        err_errno(err, "no pipe to trainerd");
+        return NULL;
+    }
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, pipes[1], STDOUT_FILENO);
+    posix_spawn_file_actions_addclose(&actions, pipes[0]);
+    int failed = posix_spawnp(&child, arguments->list[0], &actions, NULL, arguments->list, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    close(pipes[1]);
+    FILE *said = fdopen(pipes[0], "r");
+    json_t *plan = failed == 0 && said ? json_loadf(said, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
+    if (said)
+        fclose(said);
+    if (failed != 0) {
+        err_set(err, ERR_NOT_FOUND, "trainerd, which makes plans, could not be started: %s",
+                strerror(failed));
+        err_hint(err, "install it beside trainctl, or add its folder to PATH");
+        return NULL;
+    }
+    while (waitpid(child, status, 0) < 0 && errno == EINTR)
+        ;
+    *status = WIFEXITED(*status) ? WEXITSTATUS(*status) : EXIT_REFUSED;
+    return plan;
+}
+
+static void print_plan(const struct call *call, const json_t *plan)
+{
+    static const struct column layouts[] = {
+        {"layout", "layout", AS_TEXT, 0},
+        {"zero", "zero", AS_INTEGER, 0},
+        {"memory_bytes", "memory", AS_BYTES, 0},
+        {"fits", "fits", AS_TEXT, 0},
+        {"wire_bytes", "sends", AS_BYTES, 0},
+        {"seconds.step", "step s", AS_SECONDS, 0},
+        {"tokens_per_second", "tokens/s", AS_REAL, 0},
+        {"model_flops_utilization", "utilization", AS_REAL, 0},
+    };
+    const json_t *rows = json_object_get(plan, "plans");
+    json_t *one = rows ? NULL : json_pack("[O]", plan);
+    output_rows(call, layouts, sizeof layouts / sizeof layouts[0], rows ? rows : one, plan);
+    json_decref(one);
+}
+
+int cmd_plan(struct call *call)
+{
+    struct err err = ERR_INIT;
+    struct arguments arguments = {0};
+    int status = EXIT_REFUSED;
+    json_t *plan = NULL;
+    if (gather_arguments(call, &arguments, &err))
+        plan = run_trainerd(&arguments, &status, &err);
+    if (plan)
+        print_plan(call, plan);
+    if (plan && call->output == OUTPUT_TABLE)
+        call_note(call, "%s, %s", json_string_value(json_object_get(plan, "architecture")),
+                  json_is_string(json_object_get(plan, "machine"))
+                      ? json_string_value(json_object_get(plan, "machine"))
+                      : "no machine named: no times (--machine)");
+    json_decref(plan);
+    for (int i = 0; i < arguments.count; i++)
+        free(arguments.list[i]);
+    return err.code == ERR_OK ? status : call_fail(call, &err);
+}
