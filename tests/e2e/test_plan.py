@@ -106,7 +106,7 @@ def test_layouts_compared(world):
     found = world.json("plan", large, "--ranks", "16", *words)["plans"]
     need(len({row["layout"] for row in found}) == len(found) >= 5, f"layouts: {[row['layout'] for row in found]}")
     share = 8190735360 * 4 / 16  # uneven stages, and tensors that are not cut, are all that it may be more
-    need(all(share < 1.01 * row["memory"]["weight"] < 1.5 * share for row in found), "the ranks' shares of the weights do not add up")
+    need(all(share < 1.01 * row["memory"]["weight"] < 2.2 * share for row in found), "the ranks' shares of the weights do not add up")
     fitting = [row["seconds"]["step"] for row in found if row["fits"]]
     need(fitting == sorted(fitting) and len(fitting) > 1, f"not the quickest first: {fitting}")
     need(all(not row["fits"] for row in found[len(fitting):]), "one that does not fit stands before one that does")
