@@ -70,7 +70,7 @@ const struct command commands[] = {
      .run = cmd_set_layout,
      .more = "LAYOUT is written like d2t2: data, tensor, pipeline, context; missing letters are 1, the product is the number of\n"
              "ranks. Every stored bit stays as it is; the next step is that of a run saved and restarted under the layout.",
-     .options = {{"zero", "N", "the ZeRO stage, 1 to 3 (as it is)"}, DRY_RUN}},
+     .options = {{"zero", "N", "the ZeRO stage, 1 to 3 (the one asked for before, else 3; with p > 1: 1)"}, DRY_RUN}},
     {"plan", "[CONFIG]", 0, 1, "the layouts that fit and what they cost: memory, bytes sent, time", .run = cmd_plan,
      .more = "Of the daemon's model and run, or of a config.json without a daemon. Planned by trainerd --dry-run, without the\n"
              "hardware it is about. Time is from a roofline of the machine; its assumptions: trainerd --dry-run of one layout.",

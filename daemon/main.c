@@ -118,6 +118,7 @@ static bool settle_options(struct daemon *d, struct err *err)
         return err_set(err, ERR_INVALID, "accumulate=bf16 and --lanes exclude each other");
     o->seed = (uint64_t)d->options.seed;
     o->lanes = d->options.lanes;
+    o->zero_asked = (int32_t)d->options.zero;
     o->zero = d->options.zero ? (int32_t)d->options.zero : layout_zero(&o->layout);
     o->recompute = d->options.recompute == 1;
     o->product_flops = measured_product(o->state_dir);

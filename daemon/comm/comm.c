@@ -346,17 +346,6 @@ void comm_exchange(struct comm *comm, void *to, const void *from, size_t each)
     leave(comm, entered);
 }
 
-void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes, int32_t from, void *in,
-               size_t in_bytes)
-{
-    double entered = enter(comm, "pass", (int64_t)(out_bytes > in_bytes ? out_bytes : in_bytes));
-    INVARIANT(out_bytes < LIMIT_MESSAGE_BYTES && in_bytes < LIMIT_MESSAGE_BYTES);
-    MPI_Sendrecv(out, (int)out_bytes, MPI_BYTE, out_bytes ? to : MPI_PROC_NULL, 0, in, (int)in_bytes,
-                 MPI_BYTE, in_bytes ? from : MPI_PROC_NULL, 0, mpi_of(comm), MPI_STATUS_IGNORE);
-    comm->wire->bytes_sent += (int64_t)out_bytes;
-    leave(comm, entered);
-}
-
 /* One direction of a transfer: the piece under way. Each goes on by itself, whatever the other does. */
 struct direction {
     struct comm *comm;

@@ -76,12 +76,6 @@ void comm_all_gather(struct comm *comm, void *all, size_t each);
  * bytes of a ring reduce-scatter; the receiver adds in a fixed order. */
 void comm_exchange(struct comm *comm, void *to, const void *from, size_t each);
 
-/* Host memory, between two ranks each: out_bytes to rank `to` while in_bytes come from rank `from`; where
- * there are none, nothing is sent that way. In rounds of to = rank + k, from = rank - k nobody waits in a
- * circle. */
-void comm_pass(struct comm *comm, int32_t to, const void *out, size_t out_bytes, int32_t from, void *in,
-               size_t in_bytes);
-
 /* Device memory, between two ranks of the group: sends and receives at once, either or neither with bytes 0.
  * The two must not share memory. Returns when both are through; a send waits for its receiver, so nothing
  * relies on MPI's own buffers. */

@@ -413,7 +413,7 @@ static bool from_set_layout(struct command *to, const Trainerd__Request *request
     }
     if (wanted->zero < 0 || wanted->zero > 3) {
         err_set(err, ERR_INVALID, "ZeRO has stages 1, 2 and 3, and no %d", wanted->zero);
-        return err_hint(err, "leave it out to keep the present one");
+        return err_hint(err, "leave it out to keep the one asked for before");
     }
     return copy_text(to->u.set_layout.layout, sizeof to->u.set_layout.layout, wanted->layout, "the layout",
                      err);

@@ -100,7 +100,7 @@ struct command {
         } set_schedule;
         struct {
             char layout[LIMIT_NAME_BYTES];
-            int32_t zero; /* the stage; 0: as it is */
+            int32_t zero; /* the stage; 0: as it was asked for before, or by the layout */
         } set_layout;
     } u;
 };

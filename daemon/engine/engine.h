@@ -22,8 +22,9 @@ struct engine_options {
     struct layout layout;
     struct policy policy; /* what a model starts with */
     uint64_t seed;
-    int64_t lanes; /* 0: the plain reduction */
-    int32_t zero;  /* stage 1, 2 or 3 */
+    int64_t lanes;      /* 0: the plain reduction */
+    int32_t zero;       /* stage 1, 2 or 3 */
+    int32_t zero_asked; /* the one that --zero named; 0: none, it follows the layout */
     bool recompute;
     int32_t threads;
     double product_flops; /* of this host, as doctor measured it; 0: not measured */

@@ -21,7 +21,7 @@ struct relayout {
     struct body body;
     struct run run; /* its data and memory; all else is the engine's */
     struct move move;
-    int64_t bytes_before, bytes_more; /* allocated on this rank before, and for the new side */
+    int64_t bytes_before, bytes_after, bytes_peak; /* allocated on this rank */
     double seconds;
 };
 
@@ -105,11 +105,12 @@ static bool reserve(struct engine *engine, struct relayout *new, const struct la
     change_places(engine, new);
     bool made = make_side(engine, new, err);
     change_places(engine, new);
+    new->bytes_after = engine->device->allocated_bytes - new->bytes_before; /* everything is made anew */
     if (made) {
         err_keeps(move_reserve(&new->move, engine->comm, &engine->body.optimizer, &new->body.optimizer, err));
         made = comm_agree(engine->comm, err);
     }
-    new->bytes_more = engine->device->allocated_bytes - new->bytes_before;
+    new->bytes_peak = engine->device->allocated_bytes;
     if (made)
         return true;
     cancel(engine, new);
@@ -139,9 +140,8 @@ static void describe(struct engine *engine, const struct relayout *new, struct c
     layout_print(&new->layout, result->layout_after, sizeof result->layout_after);
     result->zero_after = new->zero;
     result->bytes_before = comm_max_int(engine->comm, new->bytes_before);
-    result->bytes_more = comm_max_int(engine->comm, new->bytes_more);
-    result->bytes_after = result->bytes_more; /* everything is made anew */
-    result->bytes_peak = comm_max_int(engine->comm, new->bytes_before + new->bytes_more);
+    result->bytes_after = comm_max_int(engine->comm, new->bytes_after);
+    result->bytes_peak = comm_max_int(engine->comm, new->bytes_peak);
     result->bytes_moved = comm_sum_int(engine->comm, new->move.bytes);
 }
 
@@ -170,10 +170,11 @@ bool handle_set_layout(struct engine *engine, const struct command *command, str
 {
     struct layout layout;
     const struct engine_options *o = &engine->options;
-    int32_t zero = command->u.set_layout.zero ? command->u.set_layout.zero : o->zero;
+    int32_t asked = command->u.set_layout.zero ? command->u.set_layout.zero : o->zero_asked;
     if (!layout_parse(&layout, command->u.set_layout.layout, engine->comm->ranks, err) ||
         !engine_lanes_fit(o->lanes, &layout, err))
         return false;
+    int32_t zero = asked ? asked : layout_zero(&layout);
     layout_print(&o->layout, result->layout_before, sizeof result->layout_before);
     layout_print(&layout, result->layout_after, sizeof result->layout_after);
     result->zero_before = o->zero;
@@ -190,11 +191,16 @@ bool handle_set_layout(struct engine *engine, const struct command *command, str
     if (reserved) {
         describe(engine, &new, result);
         note_order(engine, &layout, result);
-        command->dry_run ? cancel(engine, &new) : commit(engine, &new);
+        if (command->dry_run)
+            cancel(engine, &new);
+        else
+            commit(engine, &new);
         result->seconds = new.seconds;
     }
     engine_activity(engine, "%s", "");
-    if (reserved && !command->dry_run)
+    if (reserved && !command->dry_run) {
+        engine->options.zero_asked = asked;
         announce(engine, result);
+    }
     return reserved;
 }

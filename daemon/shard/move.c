@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOVE_BUFFER_BYTES ((int64_t)4 << 20) /* of a message, out and in each */
+#define MOVE_MESSAGE_BYTES ((int64_t)4 << 20) /* the longest; one out and one in is all that a move takes */
 
 /* ---- who holds what ---- */
 
@@ -87,16 +87,24 @@ bool move_reserve(struct move *move, struct comm *world, const struct optimizer 
     gather_pieces(&move->before, world, from);
     gather_pieces(&move->after, world, to);
     flow_arrays(&from->policy, move->arrays);
+    int64_t most = 0;
     for (int32_t r = 0; r < world->ranks; r++) {
         struct flow flow;
         flow_init(&flow, &move->before, world->rank, &move->after, r, move->arrays);
-        move->bytes += r == world->rank ? 0 : flow_bytes(&flow);
+        int64_t bytes = r == world->rank ? 0 : flow_bytes(&flow);
+        move->bytes += bytes;
+        most = bytes > most ? bytes : most;
     }
-    move->out = malloc((size_t)MOVE_BUFFER_BYTES);
-    move->in = malloc((size_t)MOVE_BUFFER_BYTES);
-    if (!move->out || !move->in)
-        return err_set(err, ERR_MEMORY, "no memory for two buffers of %lld bytes",
-                       (long long)MOVE_BUFFER_BYTES);
+    most = comm_max_int(world, most);
+    move->message_bytes = most < MOVE_MESSAGE_BYTES ? most : MOVE_MESSAGE_BYTES;
+    move->device = to->device;
+    if (most > 0) {
+        move->out = device_allocate(to->device, (size_t)move->message_bytes);
+        move->in = device_allocate(to->device, (size_t)move->message_bytes);
+    }
+    if (most > 0 && (!move->out || !move->in))
+        return err_set(err, ERR_MEMORY, "no memory for two messages of %lld bytes",
+                       (long long)move->message_bytes);
     return check_whole(move, world->rank, err);
 }
 
@@ -104,8 +112,10 @@ void move_done(struct move *move)
 {
     pieces_done(&move->before);
     pieces_done(&move->after);
-    free(move->out);
-    free(move->in);
+    if (!move->device)
+        return;
+    device_release(move->device, move->out, (size_t)move->message_bytes);
+    device_release(move->device, move->in, (size_t)move->message_bytes);
     *move = (struct move){0};
 }
 
@@ -132,27 +142,19 @@ static void keep(struct move *move, int32_t rank, const struct optimizer *from, 
                     memory_of(from, span.from, &span, span.from_at), (size_t)span.bytes);
 }
 
-/* For the tests: the last two spans of equal length change places. */
-static void swap_last(char *buffer, int64_t past, int64_t bytes)
-{
-    for (int64_t i = 0; i < bytes; i++) {
-        char *a = buffer + past - 2 * bytes + i, *b = a + bytes, kept = *a;
-        *a = *b;
-        *b = kept;
-    }
-}
-
 /* The next message of a flow; returns its length, 0 at the end. */
 static int64_t pack(struct move *move, struct flow *flow, const struct optimizer *from)
 {
     struct span span;
     int64_t used = 0, before = 0;
-    while (flow_next(flow, MOVE_BUFFER_BYTES - used, &span)) {
-        device_copy_out(from->device, move->out + used, memory_of(from, span.from, &span, span.from_at),
-                        (size_t)span.bytes);
+    while (flow_next(flow, move->message_bytes - used, &span)) {
+        char *at = move->out + used;
+        if (inject("runs-swapped") && span.bytes == before) {
+            device_copy(from->device, at, at - before, (size_t)before);
+            at -= before;
+        }
+        device_copy(from->device, at, memory_of(from, span.from, &span, span.from_at), (size_t)span.bytes);
         used += span.bytes;
-        if (inject("runs-swapped") && span.bytes == before)
-            swap_last(move->out, used, before);
         before = span.bytes;
     }
     return used;
@@ -162,20 +164,20 @@ static void unpack(struct move *move, struct flow *flow, struct optimizer *to)
 {
     struct span span;
     int64_t used = 0;
-    while (flow_next(flow, MOVE_BUFFER_BYTES - used, &span)) {
-        device_copy_in(to->device, memory_of(to, span.to, &span, span.to_at), move->in + used,
-                       (size_t)span.bytes);
+    while (flow_next(flow, move->message_bytes - used, &span)) {
+        device_copy(to->device, memory_of(to, span.to, &span, span.to_at), move->in + used,
+                    (size_t)span.bytes);
         used += span.bytes;
     }
 }
 
 /* How long the next message of a flow is: the receiver knows it as well as the sender. */
-static int64_t message_bytes(const struct flow *flow)
+static int64_t next_message(const struct move *move, const struct flow *flow)
 {
     struct flow ahead = *flow;
     struct span span;
     int64_t used = 0;
-    while (flow_next(&ahead, MOVE_BUFFER_BYTES - used, &span))
+    while (flow_next(&ahead, move->message_bytes - used, &span))
         used += span.bytes;
     return used;
 }
@@ -190,8 +192,9 @@ static void pass_round(struct move *move, struct comm *world, int32_t k, const s
     flow_init(&out, &move->before, world->rank, &move->after, there, move->arrays);
     flow_init(&in, &move->before, whence, &move->after, world->rank, move->arrays);
     while (!out.ended || !in.ended) {
-        int64_t goes = pack(move, &out, from), comes = message_bytes(&in);
-        comm_pass(world, there, move->out, (size_t)goes, whence, move->in, (size_t)comes);
+        struct comm_message goes = {there, move->out, (size_t)pack(move, &out, from)};
+        struct comm_message comes = {whence, move->in, (size_t)next_message(move, &in)};
+        comm_transfer(world, &goes, &comes);
         unpack(move, &in, to);
     }
 }

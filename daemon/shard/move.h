@@ -9,8 +9,10 @@
 struct move {
     struct pieces before, after;
     struct flow_array arrays[FLOW_ARRAYS];
-    int64_t bytes; /* that leave this rank */
-    char *out, *in;
+    int64_t bytes;         /* that leave this rank */
+    int64_t message_bytes; /* the longest, the same on all ranks */
+    struct device *device;
+    char *out, *in; /* messages */
 };
 
 /* Collective over world, all ranks: tells all ranks what each holds in `from` and in `to`, which have the

@@ -34,7 +34,7 @@ def test_a_run_moves_and_goes_on(world):
     for field in ("layout_before", "layout_after", "zero_before", "zero_after", "bytes_moved", "bytes_before", "bytes_after", "bytes_peak"):
         need(planned[field] == done[field], f"{field}: the dry run said {planned[field]}, it was {done[field]}")
     need(done["layout_after"] == "d2t1p1c2" and done["zero_after"] == 1 and done["seconds"] > 0 and planned["seconds"] == 0, f"{done}")
-    need(done["bytes_peak"] == done["bytes_before"] + done["bytes_after"], f"the peak is not both sides: {done}")
+    need(done["bytes_peak"] >= done["bytes_before"] + done["bytes_after"], f"the peak is not both sides: {done}")
     world.ctl("wait", "--step", str(world.status()["step"] + 3), timeout=60)
     need(world.json("runs")["runs"][-1]["layout"] == "d2t1p1c2", "runs shows the layout it began with")
     world.ctl("pause")

@@ -336,7 +336,7 @@ int main(int argc, char **argv)
     static struct device device;
     static struct device_backend backend;
     static struct engine engine;
-    struct engine_options options = {.policy = policy_default()};
+    struct engine_options options = {.policy = policy_default(), .zero = 3};
     struct err err = ERR_INIT;
     char why[256];
     if (!comm_init(&comm, &argc, &argv, &err) || argc < 6)

@@ -25,13 +25,15 @@ CASES = {
     "d4_zero_1_to_2": ("d4", 1, "d4", 2, ("fp32-master",), {"evaluate": True}),
     "c2_to_d2_idle": ("c2", 3, "d2", 3, SOME, {"steps": 2}),
     "d2_to_p2": ("d2", 3, "p2", 1, ALL, {}),
-    "p2_to_d2": ("p2", 1, "d2", 3, SOME, {"evaluate": True}),
-    "p2_to_c2_untied": ("p2", 2, "c2", 3, SOME, {"tied": "untied", "lanes": 4}),
-    "d4_to_d2p2": ("d4", 2, "d2p2", 3, SOME, {"evaluate": True, "lanes": 8}),
+    "p2_to_d2_untied": ("p2", 3, "d2", 2, ALL, {"tied": "untied"}),
+    "d4_to_d2p2_lanes": ("d4", 3, "d2p2", 1, SOME, {"lanes": 8, "evaluate": True}),
+    "d2p2_to_c4": ("d2p2", 1, "c4", 1, SOME, {}),
+    "d2p2_to_c2p2_idle": ("d2p2", 1, "c2p2", 3, SOME, {"steps": 2}),
+    "guarded_d2_to_p2": ("d2", 3, "p2", 1, SOME, {"device": "guarded"}),
     "guarded_d2_to_c2": ("d2", 3, "c2", 1, SOME, {"device": "guarded"}),
 }
 # Each bug, injected in builds with test hooks, and the case that must catch it.
-INJECTED = {}
+INJECTED = {"runs-swapped": "d2_to_p2"}
 
 
 def launch(name, bug=None):
