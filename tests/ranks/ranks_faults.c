@@ -313,7 +313,7 @@ static int run_all(struct engine *engine, char **argv)
         {"set-optimizer", "run", command_of(COMMAND_SET_OPTIMIZER, "", "fp24-q8"), false},
         {"set-optimizer, other compute", "run",
          command_of(COMMAND_SET_OPTIMIZER, "", "bf16-kahan+compute=bf16"), false},
-        {"set-layout", "run", command_of(COMMAND_SET_LAYOUT, "c2", ""), false},
+        {"set-layout", "run", command_of(COMMAND_SET_LAYOUT, "p2", ""), false},
         {"checkpoint save", "run", command_of(COMMAND_CHECKPOINT_SAVE, "run", ""), false},
         {"checkpoint verify", "run", command_of(COMMAND_CHECKPOINT_VERIFY, "run", ""), false},
         {"checkpoint load", "idle", command_of(COMMAND_CHECKPOINT_LOAD, "run", ""), false},
