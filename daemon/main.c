@@ -9,6 +9,7 @@
 #include "last_words.h"
 #include "log.h"
 #include "options.h"
+#include "roll.h"
 #include "statedir.h"
 #include "watch.h"
 
@@ -66,6 +67,17 @@ static bool open_state(struct daemon *d, struct err *err)
     return comm_agree(&d->comm, err);
 }
 
+/* One rank of each host gets to know those of the others, so that a host that is lost can be named. */
+static void meet_hosts(struct daemon *d)
+{
+    struct roll_card mine = roll_card_make(d->comm.rank, d->comm.home, d->comm.host);
+    struct roll_card *cards = malloc(sizeof mine * (size_t)d->comm.ranks);
+    INVARIANT(cards != NULL);
+    comm_all_gather_host(&d->comm, cards, &mine, sizeof mine);
+    roll_meet(cards, d->comm.ranks, d->comm.rank);
+    free(cards);
+}
+
 /* The ranks of a host get to know each other, so that the death of one is said by the others. Where they
  * cannot see each other the launcher's word has to do, so it is no reason to end. */
 static void meet_kin(struct daemon *d)
@@ -75,6 +87,7 @@ static void meet_kin(struct daemon *d)
     struct err why = ERR_INIT;
     char line[3 * ERR_TEXT_BYTES + 8];
     INVARIANT(cards != NULL);
+    meet_hosts(d);
     last_words_set_rank(d->comm.rank, d->comm.host);
     comm_all_gather_host(&d->comm, cards, &mine, sizeof mine);
     err_keeps(kin_meet(cards, d->comm.ranks, d->comm.rank, &why));

@@ -1,5 +1,7 @@
 #include "kin.h"
 
+#include "guard.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -13,6 +15,7 @@
 #include <unistd.h>
 
 #define KIN_AWAIT_MS 500
+#define KIN_GRACE_MS 30000 /* until somebody sets it */
 
 struct kin_seat {
     _Atomic int32_t left, inside;
@@ -21,6 +24,7 @@ struct kin_seat {
 
 struct kin_table { /* shared by the ranks of one host; zero at first */
     _Atomic int32_t speaker, spoken;
+    struct guard_orders guard;
     struct kin_seat seats[KIN_RANKS_MAX];
 };
 
@@ -61,6 +65,19 @@ static struct kin_table *map_table(const struct kin_card *home)
     return table == MAP_FAILED ? NULL : table;
 }
 
+/* From the home rank, as long as the process is small. */
+static void set_guard(struct kin_table *table)
+{
+    int fds[KIN_RANKS_MAX], self = pidfd_open(getpid(), 0);
+    for (int32_t i = 0; i < kin.count; i++)
+        fds[i] = kin.fds[i] >= 0 ? kin.fds[i] : self;
+    atomic_store(&table->guard.grace_ms, KIN_GRACE_MS);
+    if (self < 0)
+        return;
+    guard_start(fds, kin.count, kin.launcher_fd, &table->guard);
+    close(self);
+}
+
 /* mpirun, or its daemon on another host. A process that nobody launched may outlive its parent. */
 static void watch_launcher(void)
 {
@@ -77,6 +94,9 @@ bool kin_meet(const struct kin_card *cards, int32_t count, int32_t rank, struct 
     for (int32_t i = 0; i < count; i++)
         if (cards[i].rank == rank)
             home = cards[i].home;
+    bool several = false;
+    for (int32_t i = 0; i < count; i++)
+        several |= cards[i].home != home;
     kin.count = 0;
     for (int32_t i = 0; i < count; i++) {
         if (cards[i].home != home)
@@ -97,13 +117,25 @@ bool kin_meet(const struct kin_card *cards, int32_t count, int32_t rank, struct 
     if (!table)
         return err_errno(err, "the ranks of this host cannot share a page of memory");
     watch_launcher();
+    if (several && rank == home)
+        set_guard(table);
     atomic_store(&kin.table, table);
     return true;
 }
 
+void kin_set_grace(double seconds)
+{
+    struct kin_table *table = atomic_load(&kin.table);
+    if (table)
+        atomic_store(&table->guard.grace_ms, (int32_t)(seconds * 1e3));
+}
+
 void kin_part(void)
 {
+    struct kin_table *table = atomic_load(&kin.table);
     kin_leave();
+    if (table)
+        atomic_store(&table->guard.dismissed, 1);
     atomic_store(&kin.table, NULL); /* the page stays mapped: a handler may be looking at it */
 }
 
@@ -112,11 +144,12 @@ int32_t kin_siblings(void)
     return atomic_load(&kin.table) ? kin.count - 1 : 0;
 }
 
-void kin_wait(int stop_fd, int timeout_ms)
+void kin_wait(int stop_fd, int other_fd, int timeout_ms)
 {
-    struct pollfd fds[KIN_RANKS_MAX + 2];
+    struct pollfd fds[KIN_RANKS_MAX + 3];
     nfds_t count = 0;
     fds[count++] = (struct pollfd){.fd = stop_fd, .events = POLLIN};
+    fds[count++] = (struct pollfd){.fd = other_fd, .events = POLLIN};
     fds[count++] = (struct pollfd){.fd = kin.launcher_fd, .events = POLLIN}; /* -1 is passed over */
     for (int32_t i = 0; i < kin.count; i++)
         fds[count++] = (struct pollfd){.fd = kin.fds[i], .events = POLLIN};
@@ -158,6 +191,8 @@ bool kin_claim(void)
 {
     struct kin_table *table = atomic_load(&kin.table);
     int32_t nobody = 0;
+    if (table)
+        atomic_store(&table->guard.ending, 1);
     if (table && !atomic_compare_exchange_strong(&table->speaker, &nobody, getpid()))
         return false;
     return !atomic_exchange(&kin.claimed, true);

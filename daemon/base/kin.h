@@ -36,10 +36,14 @@ bool kin_meet(const struct kin_card *cards, int32_t count, int32_t rank, struct 
 /* When all ranks are known to end in order: nobody looks any more. */
 void kin_part(void);
 
+/* In a job of several hosts a guard (guard.h) ends what is left of this one so long after the first has
+ * ended. */
+void kin_set_grace(double seconds);
+
 int32_t kin_siblings(void);
 
-/* Sleeps until one of them ended, stop_fd is readable, or timeout_ms passed. */
-void kin_wait(int stop_fd, int timeout_ms);
+/* Sleeps until one of them ended, stop_fd or other_fd is readable (-1: is none), or timeout_ms passed. */
+void kin_wait(int stop_fd, int other_fd, int timeout_ms);
 
 /* This process ends, and has said why or was told to by the launcher: no death to speak of. */
 void kin_leave(void);

@@ -48,6 +48,11 @@ void last_words_set_checkpoint(const char *path, int64_t step)
     atomic_store(&words.checkpoint, free_one);
 }
 
+const char *last_words_checkpoint(void)
+{
+    return atomic_load(&words.checkpoint);
+}
+
 void last_words_map(const void *bytes, size_t count, const char *path)
 {
     pthread_mutex_lock(&words.maps_lock);

@@ -20,6 +20,7 @@ void last_words_set_rank(int32_t rank, const char *host);
 
 /* What stands when all ranks end; path is copied. From the engine's thread. */
 void last_words_set_checkpoint(const char *path, int64_t step);
+const char *last_words_checkpoint(void); /* "PATH step N"; NULL: none yet */
 
 /* Files that are mapped: one that is shortened meanwhile is a SIGBUS. Some more than a fixed number are not
  * remembered. */

@@ -1,10 +1,11 @@
 /* The watchdog: a thread without MPI that ends the process when a collective makes no progress, or when
- * another rank of this host has died.
+ * another rank of this host has died, or another host does not answer (roll.h).
  *
  * The engine's thread says what it enters and leaves; long kernels and file work tick. When an operation has
  * been under way for stuck_after seconds without a tick, one line a host names operation, sequence number and
  * who is not in it (a rank that is stopped by name), and the process ends with _exit(3). Of a rank that has
- * died the host's one line is said at once (last_words.h). */
+ * died the host's one line is said at once (last_words.h). In a job of several hosts each host's first rank
+ * speaks for it and names the hosts that are silent. */
 #pragma once
 
 #include "err.h"

@@ -178,12 +178,14 @@ class World:
 
 
 class Daemon:
-    def __init__(self, world, ranks, options, state, env):
+    """mpirun and its ranks. before: words that run it, to put it elsewhere; mpi: more of mpirun's own options."""
+
+    def __init__(self, world, ranks, options, state, env, before=(), mpi=()):
         self.world, self.ranks, self.state = world, ranks, world.path(state)
         self.address = "unix:" + os.path.join(self.state, "trainerd.sock")
         self.log = open(world.path(f"daemon-{len(world.daemons)}.txt"), "w+", encoding="utf-8")
-        command = ["bash", "-c", '. "$0"/deploy/mpi-env && mpi_env "$1" && shift && exec mpirun "$@"', ROOT, str(ranks),
-                   "-n", str(ranks), world.trainerd, "--state-dir", self.state, "--threads", "1", *options]
+        command = [*before, "bash", "-c", '. "$0"/deploy/mpi-env && mpi_env "$1" && shift && exec mpirun "$@"', ROOT, str(ranks),
+                   "-n", str(ranks), *mpi, world.trainerd, "--state-dir", self.state, "--threads", "1", *map(str, options)]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "XDG_STATE_HOME": world.path("xdg"), **(env or {})}
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
                                         env=environment, start_new_session=True)

@@ -102,7 +102,7 @@ static enum kin_end look_until_one_ended(struct kin *who)
         enum kin_end end_ = kin_look(who);
         if (end_ != KIN_ALL_ALIVE)
             return end_;
-        kin_wait(-1, 100);
+        kin_wait(-1, -1, 100);
     }
     return KIN_ALL_ALIVE;
 }

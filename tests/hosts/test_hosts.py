@@ -1,0 +1,166 @@
+"""Several hosts: the same bits as one, and what happens when one of them is cut off."""
+import os
+import signal
+import time
+
+from bounds import bounded
+from harness import need, send
+from rig import Hosts as World  # noqa: F401 (run takes it)
+
+STUCK_AFTER = 6
+OURS = ("trainerd", "trainerd-guard", "mpirun", "orted")
+
+
+def logged(daemon, *words):
+    """The log's one line that holds all of these."""
+    with open(os.path.join(daemon.state, "log"), encoding="utf-8") as log:
+        lines = [line for line in log if all(word in line for word in words)]
+    need(lines, f"the log has no line with {words}")
+    return lines[0]
+
+
+def left(world):
+    return {host.name: names for host in world.hosts if (names := sorted(name for _, name in host.processes(*OURS)))}
+
+
+def all_end(world, timeout, when):
+    """Everything of ours on all hosts. Where it does not, what is left."""
+    deadline = time.monotonic() + timeout
+    while there := left(world):
+        need(time.monotonic() < deadline, f"{when}, not ended after {timeout} s: {there}")
+        time.sleep(0.1)
+
+
+def cut(world, daemon, host):
+    """Unplugs this host; all that belongs to the daemon, launchers too, is gone from all hosts within twice --stuck-after."""
+    began = time.monotonic()
+    host.plug("down")
+    all_end(world, 2 * STUCK_AFTER, f"{host.name} cut off")
+    world.said += f"-- {host.name} cut off: all ended after {time.monotonic() - began:.1f} s\n"
+    need(daemon.wait_end(1) != 0, "the daemon ended with 0 although a host was cut off")
+
+
+def train(world, daemon, step, **recipe):
+    world.ctl("train", world.recipe(steps=100000, **recipe), daemon=daemon)
+    world.ctl("wait", "--step", str(step), timeout=60, daemon=daemon)
+
+
+@bounded(150)
+def test_four_hosts_and_one_have_the_same_bits(world):
+    world.connect(4)
+    world.dataset()
+    found = {}
+    for name, hosts in (("one", world.hosts[:1]), ("four", world.hosts)):
+        daemon = world.start_on(hosts, 4, "--init", world.config(), state=name)
+        seen = world.status()
+        need([(row["host"], row["ranks"]) for row in seen["hosts"]] == [(host.name, 4 // len(hosts)) for host in hosts],
+             f"status has the hosts {seen['hosts']}")
+        need(all(host.name in world.ctl("status").out for host in hosts), "status names its hosts")
+        world.train(world.recipe(steps=6))
+        found[name] = world.weights("weights-" + name)
+        world.ctl("shutdown")
+        need(daemon.wait_end(20) == 0, "shutdown")
+        all_end(world, 10, "after an end in order")
+    need(found["one"] == found["four"], "four hosts and one part in bits")
+
+
+@bounded(150)
+def test_a_host_is_cut_off_in_mid_step(world):
+    """The error names it, and a daemon on the other three goes on from the last checkpoint."""
+    world.connect(4)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 4, "--init", world.config(), "--stuck-after", STUCK_AFTER)
+    train(world, daemon, 3)
+    world.ctl("checkpoint", "save", "kept")
+    kept = {row["name"]: row for row in world.json("checkpoint", "list")["checkpoints"]}["kept"]["step"]
+    cut(world, daemon, world.hosts[3])
+    lines = [line for line in daemon.said().splitlines() if "host node3 (rank 3) has not answered" in line]
+    need(lines and "checkpoints/kept step" in lines[0], f"the terminal does not name the host and the checkpoint: {daemon.said()[-1500:]}")
+    need("host node0 (the" not in daemon.said() and not any(f"; host node{i} " in daemon.said() for i in range(3)), "others are named too")
+    logged(daemon, " rank=3 ", "host=node3", "; host node0 (rank 0) has not answered")
+
+    again = world.start_on(world.hosts[:3], 3, "--stuck-after", STUCK_AFTER)
+    seen = world.status()
+    need((seen["state"], seen["step"], seen["layout"]) == ("paused", kept, "d3t1p1c1"), f"the restart stands at {seen}")
+    world.ctl("resume")
+    world.ctl("wait", "--step", str(kept + 3), timeout=60)
+    world.ctl("shutdown")
+    need(again.wait_end(20) == 0, "shutdown of the restarted daemon")
+
+
+@bounded(90)
+def test_the_first_host_is_cut_off(world):
+    """mpirun's and rank 0's own: the others say it in the log that all hosts share."""
+    world.connect(3)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 3, "--init", world.config(), "--stuck-after", STUCK_AFTER)
+    train(world, daemon, 3)
+    cut(world, daemon, world.hosts[0])
+    logged(daemon, "host=node1", "; host node0 (rank 0) has not answered")
+    logged(daemon, "host=node0", "; host node1 (rank 1) has not answered", "; host node2 (rank 2) has not answered")
+
+
+@bounded(90)
+def test_a_host_is_cut_off_from_an_idle_daemon(world):
+    """No collective waits for it, so the hosts' own asking has to notice."""
+    world.connect(3)
+    daemon = world.start_on(world.hosts, 3, "--init", world.config(), "--stuck-after", STUCK_AFTER)
+    cut(world, daemon, world.hosts[1])
+    logged(daemon, "lost contact host=node0; host node1 (rank 1) has not answered")
+    logged(daemon, "lost contact host=node1; host node0 (rank 0) has not answered")
+
+
+@bounded(90)
+def test_a_rank_is_stopped_on_another_host(world):
+    """It is named from every host, although its own host answers."""
+    world.connect(2)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 4, "--init", world.config(), "--stuck-after", STUCK_AFTER)
+    train(world, daemon, 3)
+    victim = world.rank(3)
+    send(victim, signal.SIGSTOP)
+    all_end(world, 2 * STUCK_AFTER, "a rank stopped")
+    need(daemon.wait_end(1) != 0, "the daemon ended with 0 although a rank was stopped")
+    need("; rank 3 on host node1 is stopped" in daemon.said() or "; rank 3 (pid " in daemon.said(), f"who? {daemon.said()[-1500:]}")
+
+
+@bounded(90)
+def test_a_killed_rank_on_another_host_ends_all(world):
+    world.connect(2)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 4, "--init", world.config(), "--stuck-after", 300)
+    train(world, daemon, 3)
+    send(world.rank(3), signal.SIGKILL)
+    need(daemon.wait_end(20) != 0, "the daemon ended with 0 after a rank was killed")
+    all_end(world, 10, "a rank killed")
+    logged(daemon, "rank 3 (pid ", ", host node1) died: ", "SIGKILL")
+
+
+@bounded(90)
+def test_a_short_outage_is_no_end(world):
+    world.connect(2)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 2, "--init", world.config(), "--stuck-after", 30)
+    train(world, daemon, 3)
+    world.hosts[1].plug("down")
+    time.sleep(2)
+    world.hosts[1].plug("up")
+    world.ctl("wait", "--step", str(world.status()["step"] + 5), timeout=25)
+    need(world.status()["state"] == "running" and "has not answered" not in daemon.said(), f"it says {daemon.said()[-800:]}")
+
+
+@bounded(120)
+def test_sigusr1_saves_on_all_hosts(world):
+    """What a batch system sends before its limit, to mpirun: the step is finished, saved, exit 0; a restart goes on there."""
+    world.connect(2)
+    world.dataset()
+    daemon = world.start_on(world.hosts, 2, "--init", world.config())
+    train(world, daemon, 3)
+    send(world.hosts[0].processes("mpirun")[0][0], signal.SIGUSR1)
+    need(daemon.wait_end(30) == 0, f"SIGUSR1 to mpirun did not end in order: {daemon.said()[-800:]}")
+    all_end(world, 10, "after an end in order")
+    world.start_on(world.hosts, 2)
+    seen = world.status()
+    need(seen["state"] == "paused" and seen["step"] >= 3, f"the restart stands at {seen}")
+    world.ctl("resume")
+    world.ctl("wait", "--step", str(seen["step"] + 2), timeout=60)
