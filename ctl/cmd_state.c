@@ -22,6 +22,8 @@ static long long integer_at(const json_t *object, const char *key)
     return json_integer_value(json_object_get(object, key));
 }
 
+#define STATUS_HOSTS 8 /* named for people; JSON has all */
+
 static const struct column status_columns[] = {
     {"state", "state", AS_TEXT, 0},
     {"activity", "activity", AS_TEXT, 0},
@@ -115,6 +117,21 @@ static void print_warnings(const json_t *list, const char *label, const json_t *
     }
 }
 
+/* " on node0", " on 12 hosts: node0, node1, … and 4 more"; ends the line. */
+static void print_hosts(const json_t *hosts)
+{
+    size_t count = json_array_size(hosts);
+    if (count > 1)
+        printf(" on %zu hosts:", count);
+    else if (count == 1)
+        printf(" on");
+    for (size_t i = 0; i < count && i < STATUS_HOSTS; i++)
+        printf("%s%s", i ? ", " : " ", text_at(json_array_get(hosts, i), "host"));
+    if (count > STATUS_HOSTS)
+        printf(" and %zu more", count - STATUS_HOSTS);
+    putchar('\n');
+}
+
 static void print_status(const json_t *status)
 {
     const json_t *policy = json_object_get(status, "policy");
@@ -128,8 +145,9 @@ static void print_status(const json_t *status)
     if (text_at(status, "model")[0])
         printf("model     %s (%lld)\n", text_at(status, "model"), integer_at(status, "parameters"));
     print_policy(policy);
-    printf("layout    %s (ZeRO %lld): %lld ranks of %lld threads\n", text_at(status, "layout"),
+    printf("layout    %s (ZeRO %lld): %lld ranks of %lld threads", text_at(status, "layout"),
            integer_at(status, "zero"), integer_at(status, "ranks"), integer_at(status, "threads"));
+    print_hosts(json_object_get(status, "hosts"));
     printf("device    %s\n", text_at(status, "device"));
     print_cell(status, "memory    ", "memory_bytes", AS_BYTES);
     printf("\nfolder    %s\n", text_at(status, "state_dir"));

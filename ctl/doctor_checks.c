@@ -3,7 +3,10 @@
 
 #include "device.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -207,6 +210,61 @@ static void check_mpi_copy(json_t *checks)
                : "process_vm_readv is forbidden here: every large message would fail");
 }
 
+/* Interfaces that programs make on every host alike: their addresses mean nothing on the next one. */
+static bool is_alike_everywhere(const char *interface)
+{
+    static const char *const made[] = {"docker", "br-", "virbr", "podman", "cni", "lxc", "lxd", "veth"};
+    for (size_t i = 0; i < sizeof made / sizeof made[0]; i++)
+        if (strncmp(interface, made[i], strlen(made[i])) == 0)
+            return true;
+    return false;
+}
+
+/* Open MPI tries every interface to reach the other hosts, and hangs on one that leads nowhere. */
+static void check_network(json_t *checks)
+{
+    struct ifaddrs *all = NULL;
+    char found[256] = "", good[64] = "", hint[256] = "";
+    const char *alike = NULL, *told = getenv("OMPI_MCA_btl_tcp_if_include");
+    size_t used = 0;
+    bool told_is_there = false;
+    if (getifaddrs(&all) != 0)
+        return;
+    told = told && told[0] ? told : NULL;
+    for (const struct ifaddrs *i = all; i; i = i->ifa_next) {
+        char text[INET_ADDRSTRLEN];
+        struct sockaddr_in address;
+        unsigned wanted = IFF_UP | IFF_RUNNING;
+        if (!i->ifa_addr || i->ifa_addr->sa_family != AF_INET || (i->ifa_flags & wanted) != wanted)
+            continue;
+        told_is_there |= told && strcmp(told, i->ifa_name) == 0;
+        if (i->ifa_flags & IFF_LOOPBACK)
+            continue;
+        memcpy(&address, i->ifa_addr, sizeof address);
+        inet_ntop(AF_INET, &address.sin_addr, text, sizeof text);
+        if (used < sizeof found)
+            used += (size_t)snprintf(found + used, sizeof found - used, "%s%s %s", used ? ", " : "",
+                                     i->ifa_name, text);
+        if (is_alike_everywhere(i->ifa_name))
+            alike = i->ifa_name;
+        else if (!good[0])
+            snprintf(good, sizeof good, "%s", i->ifa_name);
+    }
+    bool lost = told && !strpbrk(told, ",/") && !told_is_there;
+    bool open = !lost && alike && !told && !getenv("OMPI_MCA_btl_tcp_if_exclude");
+    if (lost || open)
+        snprintf(hint, sizeof hint, "%sexport OMPI_MCA_btl_tcp_if_include=%s OMPI_MCA_oob_tcp_if_include=%s",
+                 lost ? "" : "for several hosts, since the others may have that address too: ",
+                 good[0] ? good : "INTERFACE", good[0] ? good : "INTERFACE");
+    add(checks, "network",
+        lost   ? "missing"
+        : open ? "note"
+               : "ok",
+        hint, "%s%s%s", used ? found : "no interface but the loopback: this host alone",
+        lost ? "; there is no interface named by OMPI_MCA_btl_tcp_if_include=" : "", lost ? told : "");
+    freeifaddrs(all);
+}
+
 static void check_mpi(json_t *checks)
 {
     char where[4096], version[256];
@@ -221,6 +279,7 @@ static void check_mpi(json_t *checks)
     check_mpi_root(checks);
     check_mpi_slots(checks);
     check_mpi_copy(checks);
+    check_network(checks);
 }
 
 static void check_programs(json_t *checks)

@@ -30,6 +30,8 @@ struct daemon {
     struct statedir statedir;
     struct device device;
     struct control *control; /* rank 0 */
+    struct control_host *hosts;
+    int32_t host_count;
     struct engine engine;
     struct engine_options engine_options;
 };
@@ -67,6 +69,22 @@ static bool open_state(struct daemon *d, struct err *err)
     return comm_agree(&d->comm, err);
 }
 
+/* For status, in the order of their lowest ranks. */
+static void list_hosts(struct daemon *d, const struct roll_card *cards)
+{
+    int32_t *place = calloc((size_t)d->comm.ranks, sizeof *place); /* [rank], of home ranks */
+    d->hosts = calloc((size_t)d->comm.ranks, sizeof *d->hosts);
+    INVARIANT(d->hosts && place);
+    for (int32_t r = 0; r < d->comm.ranks; r++) { /* a host's lowest rank comes first */
+        if (cards[r].rank == cards[r].home) {
+            place[r] = d->host_count++;
+            snprintf(d->hosts[place[r]].name, sizeof d->hosts->name, "%s", cards[r].host);
+        }
+        d->hosts[place[cards[r].home]].ranks++;
+    }
+    free(place);
+}
+
 /* One rank of each host gets to know those of the others, so that a host that is lost can be named. */
 static void meet_hosts(struct daemon *d)
 {
@@ -75,6 +93,7 @@ static void meet_hosts(struct daemon *d)
     INVARIANT(cards != NULL);
     comm_all_gather_host(&d->comm, cards, &mine, sizeof mine);
     roll_meet(cards, d->comm.ranks, d->comm.rank);
+    list_hosts(d, cards);
     free(cards);
 }
 
@@ -164,7 +183,9 @@ static bool start_control(struct daemon *d, struct err *err)
                                       .listen_count = d->options.listen_count,
                                       .state_dir = d->engine_options.state_dir,
                                       .checkpoint_dir = d->engine_options.checkpoint_dir,
-                                      .version = TRAINERD_VERSION};
+                                      .version = TRAINERD_VERSION,
+                                      .hosts = d->hosts,
+                                      .host_count = d->host_count};
     return d->comm.rank != 0 || control_start(&d->control, &options, err);
 }
 

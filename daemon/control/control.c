@@ -227,6 +227,7 @@ static void control_free(struct control *control)
             unlink(control->listeners[i].path);
     engine_side_done(control);
     mailbox_free(control->mailbox);
+    free(control->hosts);
     free(control);
 }
 
@@ -244,7 +245,11 @@ bool control_start(struct control **control, const struct control_options *optio
     signal(SIGPIPE,
            SIG_IGN); /* libuv writes with write(2): a client that left is an error there, not our end */
     made->sessions_max = raise_descriptors();
-    if (!made->mailbox || !made->remembered) {
+    made->host_count = options->host_count;
+    made->hosts = calloc((size_t)options->host_count + 1, sizeof *made->hosts);
+    if (made->hosts && options->host_count)
+        memcpy(made->hosts, options->hosts, (size_t)options->host_count * sizeof *made->hosts);
+    if (!made->mailbox || !made->remembered || !made->hosts) {
         err_set(err, ERR_MEMORY, "no memory for the control thread");
         control_free(made);
         return false;

@@ -12,12 +12,19 @@
 
 struct control;
 
+struct control_host {
+    char name[64];
+    int32_t ranks;
+};
+
 struct control_options {
     const char *const *listen; /* addresses; none: unix:STATE_DIR/trainerd.sock */
     int listen_count;
     const char *state_dir; /* absolute, from statedir_open */
     const char *checkpoint_dir;
     const char *version;
+    const struct control_host *hosts; /* of the job, copied */
+    int32_t host_count;
 };
 
 /* Binds every socket (0600) before it returns. Addresses that are wrong or not built are refused here

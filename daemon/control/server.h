@@ -98,6 +98,8 @@ struct control {
     int file_work;           /* requests in libuv's thread pool */
     unsigned char input[SERVER_INPUT_BYTES];
     char state_dir[LIMIT_PATH_BYTES], checkpoint_dir[LIMIT_PATH_BYTES], version[32];
+    struct control_host *hosts; /* [host_count] */
+    int32_t host_count;
 };
 
 /* session.c: bytes in and out. Sessions are named by id wherever something may happen before the answer. */

@@ -111,8 +111,28 @@ static void fill_place(Trainerd__Status *to, const struct control *control, cons
     to->clients = control->session_count;
 }
 
+/* A job may have thousands: messages and their pointers in two blocks, which the caller frees. */
+static bool fill_hosts(Trainerd__Status *to, Trainerd__Host **block, const struct control *control)
+{
+    size_t count = (size_t)control->host_count;
+    *block = calloc(count + 1, sizeof **block);
+    to->hosts = calloc(count + 1, sizeof *to->hosts);
+    if (!*block || !to->hosts)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        to->hosts[i] = &(*block)[i];
+        trainerd__host__init(to->hosts[i]);
+        to->hosts[i]->host = text_of(control->hosts[i].name);
+        to->hosts[i]->ranks = control->hosts[i].ranks;
+    }
+    to->n_hosts = count;
+    return true;
+}
+
 void answer_status(struct session *session, uint64_t id)
 {
+    struct err err = ERR_INIT;
+    Trainerd__Host *hosts;
     if (refuse_without_snapshot(session, id))
         return;
     const struct snapshot *from = session->control->snapshot;
@@ -152,7 +172,14 @@ void answer_status(struct session *session, uint64_t id)
     reply.id = id;
     reply.result_case = TRAINERD__REPLY__RESULT_STATE;
     reply.state = &status;
-    reply_send(session, &reply);
+    if (fill_hosts(&status, &hosts, session->control)) {
+        reply_send(session, &reply);
+    } else {
+        err_set(&err, ERR_MEMORY, "no memory for the list of hosts");
+        reply_error(session, id, &err);
+    }
+    free(hosts);
+    free(status.hosts);
 }
 
 /* Rows and their pointers in two blocks: a large model on many ranks has some ten thousand of them. */

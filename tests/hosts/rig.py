@@ -118,6 +118,10 @@ class Hosts(World):
             daemon.wait_ready()
         return daemon
 
+    def run_on(self, host, *words):
+        """What it printed."""
+        return command(*host.enter(), *words)
+
     def rank(self, wanted):
         """Its process id, as seen from here."""
         for host in self.hosts:

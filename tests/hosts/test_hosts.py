@@ -1,4 +1,5 @@
 """Several hosts: the same bits as one, and what happens when one of them is cut off."""
+import json
 import os
 import signal
 import time
@@ -62,6 +63,10 @@ def test_four_hosts_and_one_have_the_same_bits(world):
         need(daemon.wait_end(20) == 0, "shutdown")
         all_end(world, 10, "after an end in order")
     need(found["one"] == found["four"], "four hosts and one part in bits")
+    for host in world.hosts[1:3]:
+        checks = json.loads(world.run_on(host, world.trainctl, "-o", "json", "doctor", "--quick"))["checks"]
+        row = next(check for check in checks if check["check"] == "network")
+        need(row["state"] == "ok" and row["found"] == f"eth0 {host.address}", f"{host.name}'s network is {row}")
 
 
 @bounded(150)
