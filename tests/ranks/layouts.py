@@ -162,6 +162,21 @@ def quantized_policy():
     same(one, run("q8-2", 2, lanes=4, policy="fp24-q8"))
 
 
+def split_is_fp32():
+    """In fp32 compute, weights in two halves give fp32-master's bits, whatever is kept where."""
+    master = run("split-master", 2)
+    for zero in (2, 3):
+        same(master, run(f"split-{zero}", 2, zero=zero, policy="fp32-split+compute=fp32"))
+
+
+def weights_in_the_copy(policy):
+    """A rank alone and ZeRO 1 and 2 keep w in the model's own copy, ZeRO 3 beside it: no bit depends on that."""
+    keys = {"lanes": 4, "policy": policy}
+    one = run(f"copy-{policy}", 1, **keys)
+    for layout, zero in (("d2", 3), ("d2", 2), ("d4", 1), ("p2", 2)):
+        same(one, run(f"copy-{policy}-{layout}-{zero}", ranks_of(layout), **keys, layout=layout, zero=zero))
+
+
 def stop_and_resume(label, before, after, lanes=8):
     """Each of before and after: ranks and what else run() takes. The whole run is made as the second half is."""
     shutil.rmtree(f"{FOLDER}/checkpoints", ignore_errors=True)
@@ -177,6 +192,8 @@ def stop_and_resume_elsewhere():
     stop_and_resume("zero", {"ranks": 4, "zero": 1}, {"ranks": 2, "zero": 2})
     stop_and_resume("pipeline", {"ranks": 2, "layout": "p2", "zero": 1}, {"ranks": 4, "layout": "d2p2", "zero": 3})
     stop_and_resume("stages", {"ranks": 2, "tied": "untied"}, {"ranks": 2, "layout": "p2", "zero": 2, "tied": "untied"})
+    split = {"policy": "fp32-split"}
+    stop_and_resume("split", {"ranks": 4, "zero": 3, **split}, {"ranks": 2, "zero": 2, **split})
     stop_and_resume("context", {"ranks": 4, "layout": "d2c2"}, {"ranks": 2, "layout": "c2", "zero": 1}, lanes=4)
 
 
@@ -272,6 +289,7 @@ def guarded():
     needs_hooks()
     same(run("open", 2), run("guarded", 2, device="guarded"))
     same(run("open-1", 2, zero=1), run("guarded-1", 2, device="guarded", zero=1))
+    same(run("open-2", 2, zero=2, policy="fp32-split"), run("guarded-2", 2, device="guarded", zero=2, policy="fp32-split"))
     same(run("open-p", 2, layout="p2", zero=1), run("guarded-p", 2, layout="p2", device="guarded", zero=1))
 
 
@@ -317,6 +335,9 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "lanes_equal_bits_bf16": lambda: lanes("bf16", "max_tokens: 64", 30),
          "lanes_equal_bits_bf16_sr": stochastic_policy,
          "lanes_equal_bits_fp24_q8": quantized_policy,
+         "lanes_equal_bits_fp32_split_whose_w_is_the_copy": lambda: weights_in_the_copy("fp32-split"),
+         "lanes_equal_bits_bf16_kahan_whose_w_is_the_copy": lambda: weights_in_the_copy("bf16-kahan"),
+         "split_is_fp32_in_fp32_compute": split_is_fp32,
          "lanes_stop_on_4_resume_on_1": lambda: stop_and_resume("d", {"ranks": 4}, {"ranks": 1}),
          "lanes_stop_and_resume_on_other_zero_and_layout": stop_and_resume_elsewhere,
          "zero_stages_agree": zero_stages,

@@ -313,6 +313,8 @@ static int run_all(struct engine *engine, char **argv)
         {"set-optimizer", "run", command_of(COMMAND_SET_OPTIMIZER, "", "fp24-q8"), false},
         {"set-optimizer, other compute", "run",
          command_of(COMMAND_SET_OPTIMIZER, "", "bf16-kahan+compute=bf16"), false},
+        {"set-optimizer, weights in the copy", "run", command_of(COMMAND_SET_OPTIMIZER, "", "fp32-split"),
+         false},
         {"set-layout", "run", command_of(COMMAND_SET_LAYOUT, "p2", ""), false},
         {"checkpoint save", "run", command_of(COMMAND_CHECKPOINT_SAVE, "run", ""), false},
         {"checkpoint verify", "run", command_of(COMMAND_CHECKPOINT_VERIFY, "run", ""), false},

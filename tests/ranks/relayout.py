@@ -15,7 +15,7 @@ HOOKS = "--hooks" in sys.argv
 NAMES = [word for word in sys.argv[3:] if word != "--hooks"]
 FOLDER = layouts.FOLDER
 ALL = ("fp32-master", "fp32-lean", "fp32-q8", "fp24-q8", "bf16-kahan", "bf16-sr", "bf16", "fp32-split")
-SOME = ("fp24-q8", "bf16-kahan")
+SOME = ("fp24-q8", "bf16-kahan", "fp32-split")
 
 # Name: from and its ZeRO stage, to and its, policies, what else.
 CASES = {
