@@ -40,7 +40,7 @@ def test_a_plan_is_what_audit_shows(world):
     world.dataset()
     recipe = world.recipe(steps=100000, evaluate={"data": world.dataset(rows=16, seed=2, name="held-out"), "every": 1000})
     for ranks, options in ((1, ()), (2, ("--policy", "fp24-q8")), (4, ("--lanes", "8")), (8, ("--recompute", "block")),
-                           (2, ("--zero", "1"))):
+                           (2, ("--zero", "1")), (2, ("--zero", "2", "--policy", "fp32-split"))):
         there = planned(world, ranks, *options, "--run", recipe)
         alone = planned(world, 1, *options, "--layout", f"d{ranks}", "--run", recipe)
         for name in ("total", "weights, to gather", "gradients, to reduce"):

@@ -87,6 +87,79 @@ def test_bytes_a_parameter(world):
         need(abs(measured / nominal - 1) < 0.25, f"{policy}: {measured} bytes a parameter, wanted about {nominal}")
 
 
+def values_of(files):
+    """The data of an export of one file, without its header."""
+    (data,) = files.values()
+    return data[8 + int.from_bytes(data[:8], "little"):]
+
+
+@bounded(120)
+def test_fp32_in_two_halves(world):
+    """fp32-split is fp32-master: swaps between them lose nothing, each loads the other's checkpoints, and in fp32 compute they
+    train to the same bits; in bf16 the model sees the nearest upper half, ties away from zero."""
+    world.dataset()
+    world.start(2, "--zero", "2")
+    recipe = {"steps": 12, "optimizer": {"policy": "fp32-master", "lr": 1e-3}}
+    world.train(world.recipe(**recipe))
+    weights = world.weights("master")
+    world.ctl("checkpoint", "save", "master")
+    planned = world.json("set-optimizer", "fp32-split", "--dry-run")
+    need(planned["exact"] and "nothing is lost" in planned["text"] and "ties" in planned["text"], f"planned: {planned}")
+    done = world.json("set-optimizer", "fp32-split")
+    need(done["exact"] and done["text"] == "nothing was lost", f"to halves: {done}")
+    need(world.weights("split") == weights, "fp32-split reads other values")
+    world.ctl("export", world.path("halves"), "--dtype", "bf16")
+    wide, upper = (memoryview(values_of(world.files(name))).cast(kind) for name, kind in (("split", "I"), ("halves", "H")))
+    need(len(wide) == len(upper) and all((bits + 0x8000) >> 16 == half for bits, half in zip(wide, upper)),
+         "the model does not see the nearest bf16, ties away from zero")
+    world.ctl("checkpoint", "save", "split")
+    back = world.json("set-optimizer", "fp32-master")
+    need(back["exact"] and world.weights("back") == weights, f"back: {back}")
+    for name, other in (("split", "fp32-master"), ("master", "fp32-split")):
+        world.ctl("checkpoint", "load", name, "--policy", other)
+        need(world.status()["policy"]["name"] == other and world.weights(f"{name}-as-{other}") == weights,
+             f"{name} loaded as {other} has other weights")
+    events = {}
+    for policy in ("fp32-master", "fp32-split"):
+        world.ctl("checkpoint", "load", "master", "--policy", policy + "+compute=fp32")
+        events[policy] = [(e["loss"], e["grad_norm"], e["update_quality"], e["lost_update_share"])
+                          for e in world.train(world.recipe(**{**recipe, "optimizer": {"lr": 1e-3}}))]
+        world.weights(f"trained-{policy}")
+    need(events["fp32-master"] == events["fp32-split"], f"in fp32 compute they part: {events}")
+    need(world.files("trained-fp32-master") == world.files("trained-fp32-split"), "and their weights differ")
+    need(all(e[2:] == (1, 0) for e in events["fp32-split"]), f"fp32-split loses something: {events['fp32-split']}")
+
+
+@bounded(120)
+def test_one_copy_where_the_stored_weight_is_what_the_model_sees(world):
+    """Twelve bytes a parameter altogether under fp32-split, wherever weights stay resident; swaps keep the sum right."""
+    world.config(hidden_size=128, intermediate_size=256)  # padding is little of it
+    config = world.path("model", "config.json")
+
+    def bytes_of(rank):
+        audit = world.json("audit")
+        need(audit["bytes_total"] == audit["bytes_allocated"], "the audit does not add up")
+        rows = [row for row in audit["rows"] if row["rank"] == rank]
+        kinds = {row["kind"]: 0 for row in rows}
+        for row in rows:
+            kinds[row["kind"]] += row["bytes"]
+        return sum(row["elements"] for row in rows if row["kind"] == "m"), kinds
+
+    for ranks, zero, gathered in ((1, 3, 0), (2, 2, 2), (2, 1, 2)):  # of the other ranks' parameters, 2 bytes each
+        daemon = world.start(ranks, "--zero", str(zero), "--policy", "fp32-split", "--init", config, init=False, state=f"s{ranks}{zero}")
+        for policy, beside in (("fp32-split", 0), ("fp32-master", 2), ("fp32-split", 0), ("fp32-split+compute=fp32", None),
+                               ("fp24-q8", 0), ("bf16-kahan", 0), ("fp32-split", 0)):
+            world.ctl("set-optimizer", policy, "--yes")
+            own, kinds = bytes_of(0)
+            stored = sum(kinds.get(kind, 0) for kind in ("weight", "weight.extra", "m", "m.scale", "v", "v.scale"))
+            nominal = world.status()["policy"]["bytes_per_parameter"]
+            need(abs(stored - nominal * own) < 0.02 * stored, f"{policy}: {stored} bytes for {own} parameters of {nominal}")
+            if beside is not None:  # this rank's own parameters, again, and the others'
+                wanted = own * (gathered + beside)
+                need(abs(kinds.get("gathered", 0) - wanted) <= 0.03 * 4 * own, f"{policy}, ZeRO {zero}: gathered {kinds}, wanted {wanted}")
+        daemon.end()
+
+
 @bounded(120)
 def test_the_fault_shows(world):
     """bf16 loses most of its updates from the first ones on, says so, and asks to be wanted; a swap ends it."""

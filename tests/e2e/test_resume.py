@@ -16,7 +16,7 @@ def same(events, wanted, what):
              f"{what}: step {event['step']} gives {event['loss']}, {event['grad_norm']}, wanted {wanted[event['step']]}")
 
 
-def killed_and_resumed(world, policy):
+def killed_and_resumed(world, policy, *options):
     """A run is cut off wherever the kill finds it, and goes on for 100 steps; one of that length is never interrupted."""
     world.dataset()
 
@@ -24,13 +24,13 @@ def killed_and_resumed(world, policy):
         return world.recipe(steps=steps, checkpoint={"every": 25, "keep": 3}, order="shuffled(5)", schedule=SCHEDULE,
                             optimizer={"policy": policy, "lr": 1e-3, "weight_decay": 0.01, "clip": 1.0})
 
-    first = world.start(2, state="cut")
+    first = world.start(2, *options, state="cut")
     world.ctl("train", recipe(ENDLESS), "--yes")
     world.ctl("wait", "--step", "60", timeout=60)
     send(first.pids[-1], signal.SIGKILL)
     need(first.wait_end(10) != 0, "a killed rank must end the daemon non-zero")
     first.all_gone()
-    back = world.start(2, init=False, state="cut")
+    back = world.start(2, *options, init=False, state="cut")
     status = world.status()
     need(status["state"] == "paused" and status["step"] >= 50, f"came back {status['state']} at step {status['step']}")
     last = status["step"] + 100
@@ -42,7 +42,7 @@ def killed_and_resumed(world, policy):
     need(after and after[-1]["step"] == last, "the resumed run did not reach its end")
     back.end()
 
-    world.start(2, state="whole")
+    world.start(2, *options, state="whole")
     wanted = {e["step"]: (e["loss"], e["grad_norm"]) for e in world.train(recipe(last), "--yes")}
     same(after, wanted, f"{policy} resumed at {status['step']}")
     need(world.weights("whole-weights") == weights, f"{policy}: the weights differ in bits from those of the whole run")
@@ -61,6 +61,11 @@ def test_after_a_killed_rank_bf16_sr(world):
 @bounded(240)
 def test_after_a_killed_rank_fp24_q8(world):
     killed_and_resumed(world, "fp24-q8")
+
+
+@bounded(240)
+def test_after_a_killed_rank_fp32_split(world):
+    killed_and_resumed(world, "fp32-split", "--zero", "2")
 
 
 @bounded(120)
