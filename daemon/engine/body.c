@@ -23,9 +23,11 @@ bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *er
     return err_hint(err, "use a power of two from d up, such as 8");
 }
 
-struct shard_options engine_shard_options(struct engine *engine, const struct policy *policy, int64_t groups)
+struct shard_options engine_shard_options(struct engine *engine, const struct stage *stage,
+                                          const struct policy *policy, int64_t groups)
 {
     struct shard_options options = {.pipeline = &engine->groups.pipeline,
+                                    .stage = *stage,
                                     .compute = policy->compute,
                                     .accumulate = policy->accumulate,
                                     .reduce = policy->reduce,
@@ -64,8 +66,8 @@ static bool make_parts(struct engine *engine, struct body *body, const struct mo
         !model_init(&body->model, config, policy->compute, engine->options.recompute, engine->device, err))
         return false;
     body->model.context = (struct tape_place){engine->groups.layout.c, engine->groups.place.c};
-    body->model.stage = stage_of(config->layers, engine->groups.layout.p, engine->groups.place.p);
-    struct shard_options options = engine_shard_options(engine, policy, 1);
+    body->model.stage = stage_of(config, engine->groups.layout.p, engine->groups.place.p);
+    struct shard_options options = engine_shard_options(engine, &body->model.stage, policy, 1);
     struct optimizer_unit_plan *units = calloc((size_t)body->model.params.unit_count, sizeof *units);
     INVARIANT(units != NULL);
     int64_t bytes = shard_bytes(&body->model.params, config->tied, &options, engine->groups.shard.ranks);
@@ -100,7 +102,8 @@ bool body_make(struct engine *engine, struct body *body, const struct model_conf
 
 bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err)
 {
-    struct shard_options options = engine_shard_options(engine, &body->optimizer.policy, groups);
+    struct shard_options options =
+        engine_shard_options(engine, &body->model.stage, &body->optimizer.policy, groups);
     if (options.levels <= body->shard.options.levels)
         return true;
     int32_t before = body->shard.options.levels;

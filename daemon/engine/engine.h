@@ -159,7 +159,8 @@ void body_done(struct body *body);
 bool body_fit_shard(struct engine *engine, struct body *body, int64_t groups, struct err *err) MUST_USE;
 bool body_init_weights(struct engine *engine, struct body *body, struct err *err) MUST_USE;
 void engine_take_body(struct engine *engine, struct body *body); /* frees the old one */
-struct shard_options engine_shard_options(struct engine *engine, const struct policy *policy, int64_t groups);
+struct shard_options engine_shard_options(struct engine *engine, const struct stage *stage,
+                                          const struct policy *policy, int64_t groups);
 int64_t engine_lanes(const struct engine *engine); /* L: --lanes, or the ranks */
 bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *err) MUST_USE; /* 0 always */
 

@@ -14,7 +14,7 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
 {
     struct body *body = &engine->body;
     const struct policy *policy = &swap->policy;
-    struct shard_options options = engine_shard_options(engine, policy, groups);
+    struct shard_options options = engine_shard_options(engine, &body->model.stage, policy, groups);
     const struct shard_options *now = &body->shard.options;
     bool tied = body->model.config.tied;
     swap->converts = policy->weight != body->optimizer.policy.weight ||

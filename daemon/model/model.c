@@ -20,7 +20,7 @@ bool model_init_piece(struct model *model, const struct model_config *config, st
                          .recompute = recompute,
                          .context = {.ranks = 1},
                          .tensor = place,
-                         .stage = stage_of(config->layers, 1, 0),
+                         .stage = stage_of(config, 1, 0),
                          .device = device};
     if (!param_table_init_piece(&made.params, config, place, err) ||
         !tape_init(&made.tape, config->layers, err)) {

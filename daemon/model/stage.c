@@ -2,22 +2,41 @@
 
 #include "err.h"
 
-/* How many blocks a stage holds. */
-static int64_t blocks_of(int64_t layers, int32_t ranks, int32_t rank)
+/* Blocks of the last stage: the most with which the slowest stage is as quick as it can be. Work is counted
+ * in weights of products a token meets, in hidden-size rows. */
+static int64_t last_blocks(const struct model_config *config, int32_t ranks)
 {
-    int64_t turn = rank == ranks - 1 ? ranks - 1
-                   : rank == 0       ? ranks - 2
-                                     : rank - 1; /* who is next to get one more */
-    return layers / ranks + (turn < layers % ranks);
+    int64_t head = config->vocabulary, best = 1, least = INT64_MAX;
+    int64_t block = 2 * (config->q_heads + config->kv_heads) * config->head_dim + 3 * config->ffn;
+    for (int64_t last = 1; last <= config->layers - (ranks - 1); last++) {
+        int64_t others = (config->layers - last + ranks - 2) / (ranks - 1) * block;
+        int64_t slowest = last * block + head > others ? last * block + head : others;
+        if (slowest <= least) {
+            least = slowest;
+            best = last;
+        }
+    }
+    return best;
 }
 
-struct stage stage_of(int64_t layers, int32_t ranks, int32_t rank)
+static int64_t blocks_of(const struct model_config *config, int32_t ranks, int32_t rank)
 {
-    INVARIANT(ranks >= 1 && rank >= 0 && rank < ranks && ranks <= layers);
-    struct stage stage = {.ranks = ranks, .rank = rank, .layers = layers};
+    if (ranks == 1)
+        return config->layers;
+    int64_t last = last_blocks(config, ranks), rest = config->layers - last;
+    if (rank == ranks - 1)
+        return last;
+    int64_t turn = rank == 0 ? ranks - 2 : rank - 1; /* who is next to get one more */
+    return rest / (ranks - 1) + (turn < rest % (ranks - 1));
+}
+
+struct stage stage_of(const struct model_config *config, int32_t ranks, int32_t rank)
+{
+    INVARIANT(ranks >= 1 && rank >= 0 && rank < ranks && ranks <= config->layers);
+    struct stage stage = {.ranks = ranks, .rank = rank, .layers = config->layers};
     for (int32_t r = 0; r < rank; r++)
-        stage.first += blocks_of(layers, ranks, r);
-    stage.past = stage.first + blocks_of(layers, ranks, rank);
+        stage.first += blocks_of(config, ranks, r);
+    stage.past = stage.first + blocks_of(config, ranks, rank);
     return stage;
 }
 

@@ -3,6 +3,8 @@
  * that asks what is held where asks here. */
 #pragma once
 
+#include "model_config.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,9 +14,11 @@ struct stage {
     int64_t first, past; /* blocks held: layers first … past - 1, at least one */
 };
 
-/* Layers that p does not divide are more for the stages between the ends, then for the first: the last has
- * the head beside its blocks. ranks <= layers. */
-struct stage stage_of(int64_t layers, int32_t ranks, int32_t rank);
+/* The slowest stage sets the pace, and the head is work like a block's (of Qwen3-0.6B, like ten): the last
+ * stage has as many blocks as leave the slowest stage with the least work. What the others cannot share
+ * evenly is more for the stages between the ends, then for the first. ranks <= layers. A function of the
+ * model, the same on every rank. */
+struct stage stage_of(const struct model_config *config, int32_t ranks, int32_t rank);
 
 static inline bool stage_is_last(const struct stage *stage)
 {

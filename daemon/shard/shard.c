@@ -41,11 +41,6 @@ static struct uses uses_here(const struct stage *stage, int32_t unit, bool tied)
     return (struct uses){both && stage->rank > 0 ? 1 : 0, both && stage_is_last(stage) ? 2 : 1};
 }
 
-static struct stage stage_here(const struct param_table *params, const struct shard_options *options)
-{
-    return stage_of(params->unit_count - 2, options->pipeline->ranks, options->pipeline->rank);
-}
-
 /* The sizes of everything, in one place for shard_bytes and shard_init. */
 struct sizes {
     int64_t widest[BUFFER_KINDS]; /* elements of the largest padded unit of each kind */
@@ -59,10 +54,9 @@ static struct sizes sizes_of(const struct param_table *params, bool tied, const 
                              int32_t ranks)
 {
     struct sizes s = {0};
-    const struct stage stage = stage_here(params, options);
     for (int32_t u = 0; u < params->unit_count; u++) {
-        int64_t shard = elements_here(params, &stage, u, tied, ranks);
-        struct uses uses = uses_here(&stage, u, tied);
+        int64_t shard = elements_here(params, &options->stage, u, tied, ranks);
+        struct uses uses = uses_here(&options->stage, u, tied);
         int32_t kind = unit_kind(params, u);
         if (shard * ranks > s.widest[kind])
             s.widest[kind] = shard * ranks;
@@ -96,10 +90,9 @@ int64_t shard_bytes(const struct param_table *params, bool tied, const struct sh
 int64_t shard_lent_bytes(const struct param_table *params, bool tied, const struct shard_options *options,
                          int32_t ranks)
 {
-    const struct stage stage = stage_here(params, options);
     int64_t elements = 0;
     for (int32_t u = 0; u < params->unit_count && shard_keeps_gathered(options, ranks); u++)
-        elements += elements_here(params, &stage, u, tied, ranks);
+        elements += elements_here(params, &options->stage, u, tied, ranks);
     return elements * (int64_t)dtype_bytes(options->compute);
 }
 
@@ -207,7 +200,7 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
                             .device = device,
                             .params = params,
                             .options = *options,
-                            .stage = stage_here(params, options),
+                            .stage = options->stage,
                             .tied = tied};
     if (comm->ranks > SHARD_RANKS_MAX)
         return err_set(err, ERR_UNSUPPORTED, "the data axis has %d ranks, and at most %d are built",

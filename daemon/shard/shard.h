@@ -41,6 +41,7 @@
 #define SHARD_LEVELS_MAX 40
 
 struct shard_options {
+    struct stage stage;    /* what is held here */
     struct comm *pipeline; /* the stages that share this model; outlives the shard */
     enum dtype compute, accumulate, reduce;
     int32_t zero;   /* stage 1, 2 or 3 */
@@ -75,7 +76,7 @@ struct shard {
     struct device *device;
     const struct param_table *params;
     struct shard_options options;
-    struct stage stage;
+    struct stage stage; /* of options */
     bool tied;
     int32_t unit_count, buffer_count;
     struct shard_unit *units;

@@ -100,23 +100,29 @@ static void no_stage_waits_in_vain(void **state)
         }
 }
 
+/* Every block on one stage, in order, the ends where they belong; uneven counts at most one apart but for the
+ * last stage, which has the fewest. */
 static void stages_hold_every_block(void **state)
 {
     (void)state;
-    for (int64_t layers = 1; layers <= 20; layers++)
-        for (int32_t p = 1; p <= 8 && p <= layers; p++) {
-            int64_t next = 0, least = layers, most = 0, first = 0, last = 0;
+    struct model_config config = {.vocabulary = 97,
+                                  .ffn = 40,
+                                  .q_heads = 4,
+                                  .kv_heads = 2,
+                                  .head_dim = 16}; /* a head of a third of a block */
+    for (config.layers = 1; config.layers <= 20; config.layers++)
+        for (int32_t p = 1; p <= 8 && p <= config.layers; p++) {
+            int64_t next = 0, least = config.layers, most = 0, last = 0;
             for (int32_t r = 0; r < p; r++) {
-                struct stage stage = stage_of(layers, p, r);
+                struct stage stage = stage_of(&config, p, r);
                 int64_t held = stage.past - stage.first;
                 assert_int_equal(stage.first, next);
                 next = stage.past;
                 least = held < least ? held : least;
                 most = held > most ? held : most;
-                first = r == 0 ? held : first;
                 last = held;
-                for (int32_t unit = 0; unit < layers + 2; unit++) {
-                    bool block = unit >= 1 && unit <= layers;
+                for (int32_t unit = 0; unit < config.layers + 2; unit++) {
+                    bool block = unit >= 1 && unit <= config.layers;
                     bool want = block       ? unit - 1 >= stage.first && unit - 1 < stage.past
                                 : unit == 0 ? r == 0
                                             : r == p - 1;
@@ -125,15 +131,41 @@ static void stages_hold_every_block(void **state)
                     assert_int_equal(stage_holds(&stage, unit, true), want || (unit == 0 && r == p - 1));
                 }
             }
-            assert_int_equal(next, layers);
-            assert_true(most - least <= 1 && first >= last && (p < 3 || last == least));
+            assert_int_equal(next, config.layers);
+            assert_true(last == least && least >= 1 && most <= (config.layers + p - 1) / p);
         }
+}
+
+static void check_blocks(const struct model_config *config, int32_t p, const int64_t *want)
+{
+    for (int32_t r = 0; r < p; r++) {
+        struct stage stage = stage_of(config, p, r);
+        assert_int_equal(stage.past - stage.first, want[r]);
+    }
+}
+
+/* A head that is work for many blocks leaves the last stage few. */
+static void the_head_is_work(void **state)
+{
+    (void)state;
+    const struct model_config small = {
+        .layers = 28, .vocabulary = 151936, .ffn = 3072, .q_heads = 16, .kv_heads = 8, .head_dim = 128};
+    const struct model_config large = {
+        .layers = 36, .vocabulary = 151936, .ffn = 12288, .q_heads = 32, .kv_heads = 8, .head_dim = 128};
+    const struct model_config bench = {
+        .layers = 8, .vocabulary = 8192, .ffn = 3072, .q_heads = 16, .kv_heads = 8, .head_dim = 128};
+    check_blocks(&small, 2, (int64_t[]){19, 9});
+    check_blocks(&small, 4, (int64_t[]){9, 9, 9, 1});
+    check_blocks(&large, 2, (int64_t[]){20, 16});
+    check_blocks(&large, 4, (int64_t[]){10, 10, 10, 6});
+    check_blocks(&bench, 2, (int64_t[]){4, 4});
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns_are_whole), cmocka_unit_test(the_last_stage_turns_back),
-        cmocka_unit_test(no_stage_waits_in_vain), cmocka_unit_test(stages_hold_every_block)};
+        cmocka_unit_test(no_stage_waits_in_vain), cmocka_unit_test(stages_hold_every_block),
+        cmocka_unit_test(the_head_is_work)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
