@@ -41,10 +41,6 @@ bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct
         return err_hint(err, "use --layout d%d, or start mpirun with -n %lld", ranks,
                         (long long)read.d * read.t * read.p * read.c);
     }
-    if (read.t != 1) {
-        err_set(err, ERR_UNSUPPORTED, "tensor parallelism is not built yet (%s)", text);
-        return err_hint(err, "use --layout d%d, p, or c for long sequences", ranks);
-    }
     *layout = read;
     return true;
 }

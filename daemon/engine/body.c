@@ -26,7 +26,8 @@ bool engine_lanes_fit(int64_t lanes, const struct layout *layout, struct err *er
 struct shard_options engine_shard_options(struct engine *engine, const struct stage *stage,
                                           const struct policy *policy, int64_t groups)
 {
-    struct shard_options options = {.pipeline = &engine->groups.pipeline,
+    struct shard_options options = {.tensor = &engine->groups.tensor,
+                                    .pipeline = &engine->groups.pipeline,
                                     .stage = *stage,
                                     .compute = policy->compute,
                                     .accumulate = policy->accumulate,
@@ -62,11 +63,14 @@ static int64_t elements_held(const struct model *model)
 static bool make_parts(struct engine *engine, struct body *body, const struct model_config *config,
                        const struct policy *policy, uint64_t seed, struct err *err)
 {
-    if (!check_stages(&engine->groups.layout, config, err) ||
-        !model_init(&body->model, config, policy->compute, engine->options.recompute, engine->device, err))
+    const struct layout *layout = &engine->groups.layout;
+    const struct layout_place *place = &engine->groups.place;
+    if (!check_stages(layout, config, err) ||
+        !model_init_piece(&body->model, config, (struct tensor_place){layout->t, place->t}, policy->compute,
+                          engine->options.recompute, engine->device, err))
         return false;
-    body->model.context = (struct tape_place){engine->groups.layout.c, engine->groups.place.c};
-    body->model.stage = stage_of(config, engine->groups.layout.p, engine->groups.place.p);
+    body->model.context = (struct tape_place){layout->c, place->c};
+    body->model.stage = stage_of(config, layout->p, place->p);
     struct shard_options options = engine_shard_options(engine, &body->model.stage, policy, 1);
     struct optimizer_unit_plan *units = calloc((size_t)body->model.params.unit_count, sizeof *units);
     INVARIANT(units != NULL);

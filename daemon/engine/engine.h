@@ -55,6 +55,7 @@ struct workspace {
     int64_t flight_count;
     struct arena gradients;
     int64_t batches_sent, rows_sent; /* micro-batches so far, and their rows, padding included */
+    int64_t labelled_sent;           /* of these rows */
     int64_t *live;                   /* [groups], of the step under way: the leaf groups that some rank has */
     double *device_nll;              /* [groups] */
     double *nll;                     /* host, [groups * d]: leaf g*d + r, after batch_nll */

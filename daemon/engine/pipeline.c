@@ -154,6 +154,7 @@ static void forward(struct pass *pass, int64_t i)
     f->batch = feed_send(&f->feed, pass->loader, pass->plan, round, lane0 + engine->groups.place.d);
     w->batches_sent++;
     w->rows_sent += f->batch.tokens;
+    w->labelled_sent += f->batch.labelled;
     pass->seconds->data += now_s(w->device) - start;
     void *in = model_begin(&engine->body.model, f->tape, &f->batch, &pass->host, &f->activations,
                            &w->gradients, w->training);

@@ -135,6 +135,26 @@ static void apply_update(struct engine *engine, double lr, double factor, struct
         warn_alarm(engine);
 }
 
+/* The gradient's squares over all t ranks' pieces, each distinct element once, in rank order; the first that
+ * is not finite by its tensor. */
+static struct shard_squares gradient_squares(struct engine *engine)
+{
+    struct comm *tensor = &engine->groups.tensor;
+    struct shard_squares mine = pipeline_squares(engine), all = {.bad_rank = -1, .bad_tensor = -1};
+    struct shard_squares *parts = malloc((size_t)tensor->ranks * sizeof *parts);
+    INVARIANT(parts != NULL);
+    comm_all_gather_host(tensor, parts, &mine, sizeof mine);
+    for (int32_t r = 0; r < tensor->ranks; r++) {
+        all.sum += parts[r].sum;
+        if (parts[r].bad_rank < 0 || (all.bad_rank >= 0 && parts[r].bad_tensor >= all.bad_tensor))
+            continue;
+        all.bad_rank = parts[r].bad_rank;
+        all.bad_tensor = parts[r].bad_tensor;
+    }
+    free(parts);
+    return all;
+}
+
 static void skip_update(struct engine *engine, int32_t rank, int32_t tensor, struct step_event *event)
 {
     struct run *run = &engine->run;
@@ -205,7 +225,7 @@ bool engine_step(struct engine *engine)
     double communicated = engine->comm->wire->seconds;
     shard_gradients_finish(&engine->body.shard);
     double nll = batch_nll(engine, &run->workspace, &plan);
-    struct shard_squares squares = pipeline_squares(engine);
+    struct shard_squares squares = gradient_squares(engine);
     double norm = sqrt(squares.sum) / (double)plan.labelled;
     event.loss = nll / (double)plan.labelled;
     event.grad_norm = norm;

@@ -84,7 +84,8 @@ static int64_t pipeline_bytes(const struct body *body, int64_t micro_batches, in
 {
     const struct shard *shard = &body->shard;
     const struct stage *stage = &shard->stage;
-    int64_t stream = rows * body->model.config.hidden * (int64_t)dtype_bytes(body->model.compute);
+    int64_t stream = rows / body->model.tensor.ranks * body->model.config.hidden *
+                     (int64_t)dtype_bytes(body->model.compute);
     int64_t bytes = ((stage->rank > 0) + !stage_is_last(stage)) * stream;
     if (shard->tied && stage->ranks > 1 && micro_batches > 0)
         bytes += shard->units[0].shard_elements * (int64_t)dtype_bytes(shard->options.accumulate);
@@ -96,18 +97,36 @@ static int64_t pipeline_bytes(const struct body *body, int64_t micro_batches, in
 static int64_t context_bytes(const struct model *model, int64_t rows)
 {
     const struct model_config *config = &model->config;
+    int64_t t = model->tensor.ranks, heads = config->kv_heads > t ? config->kv_heads / t : 1; /* here */
     int64_t layers = model->stage.past - model->stage.first;
     int64_t passes = layers * 6 + (model->recompute ? 2 * (layers - stage_is_last(&model->stage)) : 0);
-    return passes * rows * config->kv_heads * config->head_dim * (int64_t)dtype_bytes(model->compute) *
-           (model->context.ranks - 1);
+    return passes * rows * (t > 1 ? heads : config->kv_heads) * config->head_dim *
+           (int64_t)dtype_bytes(model->compute) * (model->context.ranks - 1);
 }
 
-struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows)
+/* The stream's rows, each time gathered or reduce-scattered. Forward: two of either a layer, one for the
+ * embedding, one for the head. Backward: the same the other way round, and the two normed inputs of a layer
+ * once more. Recompute: the first three of a layer again, less the second input that the backward finds
+ * there; but for the last layer (ops_tensor.c). The head's softmax: three numbers a labelled row. */
+static int64_t tensor_bytes(const struct model *model, int64_t rows, int64_t labelled)
+{
+    const struct stage *stage = &model->stage;
+    int64_t t = model->tensor.ranks, layers = stage->past - stage->first, last = stage_is_last(stage);
+    int64_t passes = layers * 10 + (model->recompute ? 2 * (layers - last) : 0);
+    passes += 2 * (stage->rank == 0) + 2 * last;
+    int64_t each = rows / t * model->config.hidden * (int64_t)dtype_bytes(model->compute);
+    return (passes * each + last * labelled * (int64_t)sizeof(struct head_stats)) * (t - 1);
+}
+
+struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows,
+                                 int64_t labelled)
 {
     const struct shard *shard = &body->shard;
-    struct plan_traffic traffic = {.bytes = {[WIRE_GATHER] = gather_bytes(shard, micro_batches),
-                                             [WIRE_CONTEXT] = context_bytes(&body->model, rows),
-                                             [WIRE_PIPELINE] = pipeline_bytes(body, micro_batches, rows)}};
+    struct plan_traffic traffic = {
+        .bytes = {[WIRE_GATHER] = gather_bytes(shard, micro_batches),
+                  [WIRE_CONTEXT] = context_bytes(&body->model, rows),
+                  [WIRE_TENSOR] = tensor_bytes(&body->model, rows, labelled) + shard_shared_sent(shard),
+                  [WIRE_PIPELINE] = pipeline_bytes(body, micro_batches, rows)}};
     bool at_the_end = shard_sum_parts(&shard->options, shard->comm->ranks) > 1;
     for (int32_t u = 0; u < shard->unit_count && shard->comm->ranks > 1; u++) {
         int uses = (shard->units[u].sums[0].levels[0] != NULL) + (shard->units[u].sums[1].levels[0] != NULL);
@@ -198,7 +217,8 @@ static void describe(struct plan *plan, const struct engine *engine, const struc
     }
     plan->micro_batches = engine->run.workspace.groups;
     plan->micro_batch_tokens = engine->run.workspace.flights[0].feed.bounds.rows;
-    plan->traffic = plan_traffic(body, plan->micro_batches, plan->micro_batches * plan->micro_batch_tokens);
+    int64_t rows = plan->micro_batches * plan->micro_batch_tokens;
+    plan->traffic = plan_traffic(body, plan->micro_batches, rows, rows);
     struct batch_load load = load_of(engine, request);
     if (request->machine && body->model.compute == DTYPE_BF16) /* the rates are those of bf16 products */
         plan->time = estimate_stage(request->machine, body, &plan->layout, &load, &plan->traffic);

@@ -65,5 +65,7 @@ bool plan_make(struct plan *plan, struct engine *engine, const struct engine_opt
                struct comm *comm, struct device *device, const struct plan_request *request,
                struct err *err) MUST_USE;
 
-/* Of a step of so many micro-batches, which have so many rows on this rank together, padding included. */
-struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows);
+/* Of a step of so many micro-batches, which have so many rows in this rank's context part together, padding
+ * included, and so many of them with a label. */
+struct plan_traffic plan_traffic(const struct body *body, int64_t micro_batches, int64_t rows,
+                                 int64_t labelled);

@@ -47,8 +47,20 @@ struct sizes {
     int64_t widest_shard;
     int64_t gathered; /* elements of all gathered buffers */
     int64_t sums;     /* elements of all gradient sums */
+    int64_t shared;   /* the most elements of a unit's shard that several ranks of a tensor group hold */
     int64_t parts_bytes, received_bytes;
 };
+
+/* Of pieces that several ranks hold; with their padding, so that it bounds what any rank's shard has. */
+static int64_t shared_elements(const struct param_table *params, int32_t unit)
+{
+    int64_t elements = 0;
+    for (int32_t i = params->units[unit].first; i < params->units[unit].first + params->units[unit].count;
+         i++)
+        if (params->params[i].holders > 1)
+            elements += shard_elements_of(params->params[i].elements, 1);
+    return elements;
+}
 
 static struct sizes sizes_of(const struct param_table *params, bool tied, const struct shard_options *options,
                              int32_t ranks)
@@ -62,6 +74,9 @@ static struct sizes sizes_of(const struct param_table *params, bool tied, const 
             s.widest[kind] = shard * ranks;
         if (shard > s.widest_shard)
             s.widest_shard = shard;
+        int64_t shared = shared_elements(params, u);
+        shared = shared < shard ? shared : shard;
+        s.shared = shared > s.shared ? shared : s.shared;
         s.gathered += shard_keeps_gathered(options, ranks) ? shard * ranks : 0;
         s.sums += shard * shard_sum_parts(options, ranks) * options->levels * (uses.past - uses.first);
     }
@@ -82,6 +97,7 @@ int64_t shard_bytes(const struct param_table *params, bool tied, const struct sh
     struct sizes s = sizes_of(params, tied, options, ranks);
     int64_t bytes = s.gathered * (int64_t)dtype_bytes(options->compute) + s.received_bytes;
     bytes += s.sums * (int64_t)dtype_bytes(options->accumulate) + s.widest_shard / STATE_ALIGNMENT * 8;
+    bytes += s.shared * options->tensor->ranks * 4;
     for (int kind = 0; kind < BUFFER_KINDS; kind++)
         bytes += s.widest[kind] * 4;
     return bytes;
@@ -94,6 +110,25 @@ int64_t shard_lent_bytes(const struct param_table *params, bool tied, const stru
     for (int32_t u = 0; u < params->unit_count && shard_keeps_gathered(options, ranks); u++)
         elements += elements_here(params, &options->stage, u, tied, ranks);
     return elements * (int64_t)dtype_bytes(options->compute);
+}
+
+/* Elements from … to of a tensor's piece, as the optimizer numbers them. */
+static struct optimizer_segment segment_of(const struct param *p, int64_t from, int64_t to)
+{
+    struct param_map map = param_map(p);
+    struct optimizer_segment segment = {.decays = p->decay,
+                                        .copy = p->holder > 0,
+                                        .elements = to - from,
+                                        .index = p->index0 + map.first + from / map.run * map.stride +
+                                                 from % map.run};
+    if (map.run < map.stride) {
+        segment.run = map.run;
+        segment.stride = map.stride;
+        segment.column = from % map.run;
+    } else if (segment.index % STATE_ALIGNMENT != 0) {
+        segment.run = segment.stride = STATE_ALIGNMENT; /* whole rows that begin anywhere */
+    }
+    return segment;
 }
 
 /* The pieces of the unit's tensors that fall into rank's range. Returns how many; writes them if segments is
@@ -110,13 +145,11 @@ static int32_t cut_unit(const struct param_table *params, int32_t unit, int64_t 
         int64_t to = p->unit_offset + p->elements < past ? p->unit_offset + p->elements : past;
         if (from >= to)
             continue;
-        if (segments)
-            segments[count] = (struct optimizer_segment){.tensor = tensor,
-                                                         .decays = p->decay,
-                                                         .copy = p->holder > 0,
-                                                         .offset = from - first,
-                                                         .elements = to - from,
-                                                         .index = p->index0 + (from - p->unit_offset)};
+        if (segments) {
+            segments[count] = segment_of(p, from - p->unit_offset, to - p->unit_offset);
+            segments[count].tensor = tensor;
+            segments[count].offset = from - first;
+        }
         count++;
     }
     return count;
@@ -185,9 +218,12 @@ static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, str
     shard->parts_bytes = (size_t)s->parts_bytes;
     shard->received_bytes = (size_t)s->received_bytes;
     shard->squares_bytes = (size_t)(s->widest_shard / STATE_ALIGNMENT) * sizeof(double);
+    shard->shared_bytes = (size_t)(s->shared * shard->options.tensor->ranks) * sizeof(float);
     shard->squares_host = malloc(shard->squares_bytes * (size_t)shard->comm->ranks);
     INVARIANT(shard->squares_host != NULL);
     return take(shard, (void **)&shard->received, s->received_bytes, "the exchange of gradients", err) &&
+           take(shard, (void **)&shard->shared, (int64_t)shard->shared_bytes, "gradients of shared pieces",
+                err) &&
            take(shard, (void **)&shard->squares_device, (int64_t)shard->squares_bytes, "the gradient norm",
                 err);
 }
@@ -273,6 +309,7 @@ void shard_done(struct shard *shard)
         device_release(device, shard->leaves[kind].memory, (size_t)shard->leaves[kind].elements * 4);
     shard_flatten(shard, 0);
     device_release(device, shard->received, shard->received_bytes);
+    device_release(device, shard->shared, shard->shared_bytes);
     device_release(device, shard->squares_device, shard->squares_bytes);
     free(shard->squares_host);
     free(shard->buffers);
@@ -326,18 +363,6 @@ void shard_weights_changed(struct shard *shard)
     }
 }
 
-int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset)
-{
-    int64_t at = shard->units[unit].shard_elements * rank + offset;
-    const struct param_unit *u = &shard->params->units[unit];
-    for (int32_t i = u->first; i < u->first + u->count; i++) {
-        const struct param *p = &shard->params->params[i];
-        if (at >= p->unit_offset && at < p->unit_offset + p->elements)
-            return i;
-    }
-    return -1;
-}
-
 void shard_rows(const struct shard *shard, const struct optimizer *optimizer, shard_row_fn row, void *context)
 {
     bool resident = shard_keeps_gathered(&shard->options, shard->comm->ranks);
@@ -370,6 +395,8 @@ void shard_rows(const struct shard *shard, const struct optimizer *optimizer, sh
     }
     row(context, "exchange", "scratch", DTYPE_U8, (int64_t)shard->received_bytes,
         (int64_t)shard->received_bytes);
+    row(context, "shared pieces", "scratch", DTYPE_F32, (int64_t)shard->shared_bytes / 4,
+        (int64_t)shard->shared_bytes);
     row(context, "norm", "scratch", DTYPE_F64, (int64_t)shard->squares_bytes / 8,
         (int64_t)shard->squares_bytes);
 }

@@ -28,6 +28,10 @@
  * embedding lies on both ends; each end makes one of its two sums, and they are exchanged before they are
  * added, so both ends have the same gradient and, with it, the same weights.
  *
+ * A tensor group (params.h): every rank's shard is of its own pieces, cut alike. Gradients of pieces that
+ * several ranks hold are parts of a sum, made once a step, here on the shard, in rank order; so the holders
+ * keep the same bits, and one of them speaks for all.
+ *
  * Owner: the engine's thread. Everything lives in device memory, taken in shard_init; nothing is allocated in
  * a step. */
 #pragma once
@@ -42,6 +46,7 @@
 
 struct shard_options {
     struct stage stage;    /* what is held here */
+    struct comm *tensor;   /* whose pieces the table has; outlives the shard */
     struct comm *pipeline; /* the stages that share this model; outlives the shard */
     enum dtype compute, accumulate, reduce;
     int32_t zero;   /* stage 1, 2 or 3 */
@@ -85,6 +90,8 @@ struct shard {
     struct shard_buffer leaves[3]; /* whole units in fp32, where a micro-batch's gradient is written */
     char *received;                /* parts of the exchange, then the sum of this rank's part */
     size_t received_bytes, parts_bytes;
+    float *shared; /* of all t ranks: a unit's gradients of pieces that several hold */
+    size_t shared_bytes;
     double *squares_device, *squares_host;
     size_t squares_bytes;           /* of squares_device; the host's holds all ranks' */
     const void **gradients;         /* [unit_count], as the optimizer takes them */
@@ -137,19 +144,19 @@ void shard_reduce(struct shard *shard, int32_t unit, int32_t slot);
 void shard_leaves_absent(struct shard *shard);    /* instead of all shard_reduce, where no rank has a leaf */
 void shard_gradients_finish(struct shard *shard); /* fills gradients[] */
 
-/* The sum of squares of the whole gradient: each distinct element once, in double, sums over fixed blocks of
- * 256 added in table order; equal bits on every rank and for every number of ranks and stages: each stage in
- * turn goes on from what the one before has (`sum` in and out). bad_rank (of the shard group), bad_tensor:
- * where a block is not finite (the first in table order), or -1. */
+/* The sum of squares of the gradient of all pieces that this rank of the tensor group speaks for: each
+ * element once, in double, sums over fixed blocks of 256 added in table order; equal bits on every rank of
+ * the shard group, for every number of them and of stages: each stage in turn goes on from what the one
+ * before has
+ * (`sum` in and out). bad_rank (of the shard group), bad_tensor: where a block is not finite (the first in
+ * table order), or -1. */
 struct shard_squares {
     double sum;
     int32_t bad_rank, bad_tensor;
 };
 void shard_gradient_squares(struct shard *shard, struct shard_squares *squares);
-
-/* The parameter (row of the table) that holds element `offset` of a rank's shard of a unit, or -1 for
- * padding. */
-int32_t shard_tensor_at(const struct shard *shard, int32_t rank, int32_t unit, int64_t offset);
+/* What it sends at the end of a step: the parts of sums over the tensor group. */
+int64_t shard_shared_sent(const struct shard *shard);
 
 /* Every allocation of the shard but what it lends to the optimizer, for audit. */
 typedef void (*shard_row_fn)(void *context, const char *name, const char *kind, enum dtype dtype,

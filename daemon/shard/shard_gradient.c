@@ -5,6 +5,7 @@
 #include "inject.h"
 
 #include <math.h>
+#include <string.h>
 
 void shard_gradients_begin(struct shard *shard)
 {
@@ -185,6 +186,66 @@ static void *exchange_ends(struct shard *shard, void *mine)
     return theirs;
 }
 
+/* Elements of a unit's shard whose gradients are parts of a sum over the tensor group. */
+static int64_t shared_here(const struct shard *shard, int32_t unit)
+{
+    const struct shard_unit *u = &shard->units[unit];
+    int64_t n = 0;
+    for (int32_t i = u->segment_first; i < u->segment_first + u->segment_count; i++)
+        n += shard->params->params[shard->segments[i].tensor].holders > 1 ? shard->segments[i].elements : 0;
+    return n;
+}
+
+int64_t shard_shared_sent(const struct shard *shard)
+{
+    int64_t bytes = 0;
+    for (int32_t unit = 0; unit < shard->unit_count; unit++)
+        bytes += shared_here(shard, unit) * (int64_t)sizeof(float);
+    return bytes * (shard->options.tensor->ranks - 1);
+}
+
+static bool is_left_out(const struct param *param)
+{
+    return (inject("q-norm-not-summed-over-t") && strstr(param->name, "q_norm")) ||
+           (inject("block-norm-not-summed-over-t") && strstr(param->name, "input_layernorm")) ||
+           (inject("k-proj-not-summed-over-t") && strstr(param->name, "k_proj"));
+}
+
+/* The gradients of pieces that several ranks of the tensor group hold, norms above all: packed, gathered over
+ * the group, and each summed over its holders in rank order, on all of them alike. */
+static void sum_over_holders(struct shard *shard, int32_t unit, char *gradient)
+{
+    const struct kernels *k = shard->device->kernels;
+    struct queue *q = shard->device->queue;
+    const struct shard_unit *u = &shard->units[unit];
+    enum dtype dtype = shard->options.accumulate;
+    struct comm *tensor = shard->options.tensor;
+    int64_t n = shared_here(shard, unit);
+    if (!gradient || n == 0)
+        return;
+    INVARIANT((size_t)(n * tensor->ranks) * sizeof(float) <= shard->shared_bytes);
+    for (int pass = 0; pass < 2; pass++) {
+        float *at = shard->shared + (pass == 0 ? n * tensor->rank : 0);
+        for (int32_t i = u->segment_first; i < u->segment_first + u->segment_count; i++) {
+            const struct optimizer_segment *s = &shard->segments[i];
+            const struct param *p = &shard->params->params[s->tensor];
+            void *mine = gradient + (size_t)s->offset * dtype_bytes(dtype);
+            uint64_t holders = ~0ull >> (64 - p->holders) << (tensor->rank - p->holder);
+            if (p->holders == 1)
+                continue;
+            if (pass == 0)
+                k->cast(q, at, mine, s->elements, DTYPE_F32, dtype);
+            else if (!is_left_out(p)) {
+                k->tree_sum(q, at, at, s->elements, n, tensor->ranks, holders, DTYPE_F32);
+                k->cast(q, mine, at, s->elements, dtype, DTYPE_F32);
+            }
+            at += s->elements;
+        }
+        if (pass == 0)
+            comm_all_gather(tensor, shard->shared, (size_t)n * sizeof(float));
+    }
+}
+
 void shard_gradients_finish(struct shard *shard)
 {
     const struct kernels *k = shard->device->kernels;
@@ -208,20 +269,27 @@ void shard_gradients_finish(struct shard *shard)
             }
             k->accumulate(q, gradient, wide, u->shard_elements, shard->options.accumulate);
         }
+        sum_over_holders(shard, unit, gradient);
         u->gradient = gradient;
         shard->gradients[unit] = gradient;
     }
 }
 
-/* The first block that is not finite; fills where it is if this is the first seen. */
-static void find_bad(const struct shard *shard, const double *blocks, int64_t count, int32_t rank,
-                     int32_t unit, int32_t *bad_rank, int32_t *bad_tensor)
+/* One tensor's blocks, which lie side by side whatever rank has them. */
+static void add_blocks(const struct shard *shard, int32_t tensor, const double *blocks, int64_t each,
+                       double *sum, struct shard_squares *squares)
 {
-    for (int64_t b = 0; b < count && *bad_rank < 0; b++)
-        if (!isfinite(blocks[b])) {
-            *bad_rank = rank;
-            *bad_tensor = shard_tensor_at(shard, rank, unit, b * STATE_ALIGNMENT);
+    const struct param *p = &shard->params->params[tensor];
+    int64_t past = (p->unit_offset + p->elements + STATE_ALIGNMENT - 1) / STATE_ALIGNMENT;
+    if (p->holder > 0 && !inject("norm-counts-copies"))
+        return;
+    for (int64_t b = p->unit_offset / STATE_ALIGNMENT; b < past; b++) {
+        *sum += blocks[b];
+        if (squares->bad_rank < 0 && !isfinite(blocks[b])) {
+            squares->bad_rank = (int32_t)(b / each);
+            squares->bad_tensor = tensor;
         }
+    }
 }
 
 void shard_gradient_squares(struct shard *shard, struct shard_squares *squares)
@@ -239,15 +307,11 @@ void shard_gradient_squares(struct shard *shard, struct shard_squares *squares)
                                               shard->gradients[unit], n, shard->options.accumulate);
         device_copy_out(shard->device, mine, shard->squares_device, each);
         comm_all_gather_host(shard->comm, all, mine, each);
-        for (int32_t r = 0; r < shard->comm->ranks; r++) {
-            double before = sum;
-            for (int64_t b = 0; b < blocks; b++)
-                sum += all[blocks * r + b];
-            if (inject("norm-counts-twice") && unit == 0)
-                sum += all[blocks * r];
-            if (isfinite(before) && !isfinite(sum))
-                find_bad(shard, all + blocks * r, blocks, r, unit, &squares->bad_rank, &squares->bad_tensor);
-        }
+        const struct param_unit *u = &shard->params->units[unit];
+        for (int32_t tensor = u->first; tensor < u->first + u->count; tensor++)
+            add_blocks(shard, tensor, all, blocks, &sum, squares);
+        if (inject("norm-counts-twice") && unit == 0)
+            sum += all[0];
     }
     squares->sum = sum;
 }

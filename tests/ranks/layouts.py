@@ -239,6 +239,16 @@ def context(tied):
     near(run(f"context-{tied}-packed-one", 1, **packed), run(f"context-{tied}-packed", 4, layout="d2c2", zero=2, **packed))
 
 
+TENSOR_LAYOUTS = ("t2", "t4", "d2t2", "t2c2")
+
+
+def tensor(tied):
+    """Heads, ffn and an odd vocabulary cut over t ranks; t4 holds each of the two KV heads twice."""
+    one = run(f"tensor-{tied}-one", 1, tied=tied)
+    for layout in TENSOR_LAYOUTS:
+        near(one, run(f"tensor-{tied}-{layout}", ranks_of(layout), layout=layout, tied=tied))
+
+
 def context_lanes():
     """Equal bits across d for the same c, with stop and resume on another d left to the plain case."""
     narrow = run("context-lanes-d1", 2, layout="c2", lanes=4, policy="fp32-master")
@@ -347,6 +357,8 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "p_agrees_tied": lambda: pipeline("tied"),
          "p_agrees_untied": lambda: pipeline("untied"),
          "p_lanes_equal_bits": pipeline_lanes,
+         "t_agrees_tied": lambda: tensor("tied"),
+         "t_agrees_untied": lambda: tensor("untied"),
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,

@@ -57,8 +57,25 @@ static void make_data(const char *folder, uint32_t state)
         fail(&err);
 }
 
-/* Each rank writes its own ranges: tensor after tensor in table order, fp32. What it holds a copy of goes to
- * a file beside, at the same place. */
+/* Values of a segment to their places in the hub's tensors, which lie one after another in the file. */
+static void write_segment(int fd, const struct param_table *table, const struct optimizer_segment *s,
+                          const float *values, struct err *err)
+{
+    int64_t base = -table->params[s->tensor].index0, run;
+    for (int32_t t = 0; t < s->tensor; t++)
+        base += param_whole_elements(&table->params[t]);
+    for (int64_t e = 0; e < s->elements; e += run) {
+        struct index_map map = optimizer_segment_map(s, e);
+        run = map.run == map.stride ? s->elements - e : map.run - map.column;
+        run = run < s->elements - e ? run : s->elements - e;
+        if (!file_write_all(fd, values + e, (size_t)run * sizeof *values,
+                            (base + map.index) * (int64_t)sizeof *values, err))
+            fail(err);
+    }
+}
+
+/* Each rank writes what it holds: tensor after tensor in table order, fp32. What it holds a copy of goes to a
+ * file beside, at the same place. */
 static void dump(struct engine *engine, const char *folder, const char *name, bool gradient)
 {
     char path[LIMIT_PATH_BYTES], beside[LIMIT_PATH_BYTES + 16];
@@ -83,11 +100,7 @@ static void dump(struct engine *engine, const char *folder, const char *name, bo
             else
                 optimizer_get(o, u, i, STATE_W, 0, s->elements, values);
             device_copy_out(engine->device, host, values, bytes);
-            int64_t at = s->index - table->params[s->tensor].index0;
-            for (int32_t t = 0; t < s->tensor; t++)
-                at += table->params[t].elements;
-            if (!file_write_all(fds[s->copy], host, bytes, at * (int64_t)sizeof(float), &err))
-                fail(&err);
+            write_segment(fds[s->copy], table, s, host, &err);
             device_release(engine->device, values, bytes);
             free(host);
         }
@@ -99,7 +112,8 @@ static void describe(const struct engine *engine, FILE *file)
 {
     const struct param_table *table = &engine->body.model.params;
     for (int32_t t = 0; t < table->count; t++)
-        fprintf(file, "tensor %s %lld\n", table->params[t].name, (long long)table->params[t].elements);
+        fprintf(file, "tensor %s %lld\n", table->params[t].name,
+                (long long)param_whole_elements(&table->params[t]));
 }
 
 static void execute(struct engine *engine, struct command *command)
@@ -174,10 +188,11 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         bool last = engine->run.k + 1 == engine->run.steps;
         const struct workspace *w = &engine->run.workspace;
         int64_t sent = engine->comm->wire->bytes_sent, rows = w->rows_sent, batches = w->batches_sent;
+        int64_t labelled = w->labelled_sent;
         run_advance(engine);
         sent = engine->comm->wire->bytes_sent - sent;
-        struct plan_traffic traffic =
-            plan_traffic(&engine->body, w->batches_sent - batches, w->rows_sent - rows);
+        struct plan_traffic traffic = plan_traffic(&engine->body, w->batches_sent - batches,
+                                                   w->rows_sent - rows, w->labelled_sent - labelled);
         int64_t planned = 0;
         for (int kind = 0; kind < WIRES; kind++)
             planned += traffic.bytes[kind];

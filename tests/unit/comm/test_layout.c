@@ -17,6 +17,10 @@ static void reads_any_order(void **state)
         layout_print(&layout, text, sizeof text);
         assert_string_equal(text, "d8t1p1c1");
     }
+    struct layout layout = {0};
+    struct err err = ERR_INIT;
+    assert_true(layout_parse(&layout, "p2t4c3", 24, &err));
+    assert_true(layout.d == 1 && layout.t == 4 && layout.p == 2 && layout.c == 3);
 }
 
 static void refuses(const char *text, int ranks, enum err_code code, const char *hint)
@@ -38,7 +42,6 @@ static void refuses_nonsense(void **state)
     refuses("d-8", 8, ERR_INVALID, "d8t1p1c1");
     refuses("d99999999999", 8, ERR_INVALID, "d8t1p1c1");
     refuses("d4", 8, ERR_INVALID, "-n 4");
-    refuses("d4t2", 8, ERR_UNSUPPORTED, "d8");
 }
 
 /* t fastest, then c, d, p (design section 6). */
