@@ -20,11 +20,12 @@ import layouts  # which reads RANKS_TRAIN from the same place, and made the fold
 NAMES = layouts.NAMES
 FOLDER = layouts.FOLDER
 WIDTH = {"F32": 4, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
-CHAIN = ("fp32-master", ["d2", "p2", "c2 zero1", "d2p2 zero1", "d1", "c2p2 zero2", "d4", "p2 zero3"])
+CHAIN = ("fp32-master", ["d2", "t2", "c2 zero1", "d2t2 zero1", "p2", "t4", "t2p2 zero2", "d1", "t2c2"])
 CHAINS = {"fp32_master": (CHAIN[0], CHAIN[1]),
-          "fp24_q8": ("fp24-q8", ["p2", "d1", "d2p2 zero2", "d2"]),
-          "fp32_split": ("fp32-split", ["d2 zero1", "p2", "d2p2 zero2", "d4 zero3"]),
-          "bf16_kahan": ("bf16-kahan", ["d2 zero2", "c2"])}
+          "fp24_q8": ("fp24-q8", ["t2", "d1", "d2t2 zero2", "p2"]),
+          "fp32_split": ("fp32-split", ["d2 zero1", "t2 zero1", "t2p2 zero2", "d4 zero3"]),
+          "eight_ranks": ("fp32-master", ["d8", "d4t2", "d2t2p2", "d1"]),
+          "bf16_kahan": ("bf16-kahan", ["t4", "d2 zero2"])}
 
 
 def config_text(tied):
@@ -32,10 +33,10 @@ def config_text(tied):
 
 
 def arguments(layout):
-    """"d2t2 zero1" as ranks_train wants it, and how many ranks."""
+    """"d2t2 zero1 guarded" as ranks_train wants it, and how many ranks."""
     words = layout.split()
-    zero = words[1][4:] if len(words) > 1 else "3"
-    return layouts.ranks_of(words[0]), ["cpu", words[0], zero, "0", "0", "1"]
+    zero = next((word[4:] for word in words if word.startswith("zero")), "3")
+    return layouts.ranks_of(words[0]), ["guarded" if "guarded" in words else "cpu", words[0], zero, "0", "0", "1"]
 
 
 def places(entry):
@@ -178,8 +179,8 @@ def goes_on(before, after, same):
         assert whole.weights[name].tobytes() == rest.weights[name].tobytes(), f"{name}: other bits"
 
 
-POLICY_LAYOUTS = ["d2", "p2", "d4"]
-GOES_ON = [("d2", "d2", True), ("p2", "p2", True), ("p2", "c2 zero2", False), ("d2", "d2p2", False)]
+POLICY_LAYOUTS = ["d2", "p2", "d2t2"]
+GOES_ON = [("t2", "t2", True), ("p2", "p2", True), ("t2p2", "c2 zero2", False), ("d2", "d2t2", False), ("p2", "t4", False)]
 
 
 def all_go_on():
@@ -188,6 +189,7 @@ def all_go_on():
 
 
 TESTS = {**{f"across_{label}": lambda label=label: across(label, *CHAINS[label]) for label in CHAINS},
+         "guarded": lambda: across("guarded", "fp32-q8", ["t2 guarded", "d2 guarded", "t2p2", "t2 guarded"]),
          "across_untied": lambda: across("untied", "fp32-master", CHAIN[1], "untied"),
          "other_policies": other_policies,
          "goes_on_elsewhere": all_go_on}
@@ -197,7 +199,7 @@ def main():
     failed = []
     subprocess.run([layouts.PROGRAM, "data", f"{FOLDER}/data"], check=True, timeout=60)
     for name, test in TESTS.items():
-        if NAMES and not any(part in name for part in NAMES):
+        if (NAMES and not any(part in name for part in NAMES)) or (name == "guarded" and not layouts.HOOKS):
             continue
         try:
             test()
