@@ -3,6 +3,7 @@
 
     relayout.py RANKS_TRAIN RANKS_RELAYOUT [--hooks] [NAME…]
 """
+import json
 import os
 import shutil
 import subprocess
@@ -29,11 +30,20 @@ CASES = {
     "d4_to_d2p2_lanes": ("d4", 3, "d2p2", 1, SOME, {"lanes": 8, "evaluate": True}),
     "d2p2_to_c4": ("d2p2", 1, "c4", 1, SOME, {}),
     "d2p2_to_c2p2_idle": ("d2p2", 1, "c2p2", 3, SOME, {"steps": 2}),
+    "d2_to_t2": ("d2", 3, "t2", 1, tuple(p for p in ALL if "q8" not in p), {}),
+    "d2_to_t2_groups": ("d2", 3, "t2", 1, ("fp32-q8", "fp24-q8"), {"wide": True}),
+    "t2_to_d2_untied": ("t2", 3, "d2", 2, SOME, {"tied": "untied", "wide": True}),
+    "d4_to_d2t2": ("d4", 3, "d2t2", 3, SOME, {"wide": True, "evaluate": True}),
+    "t4_to_d4_idle": ("t4", 3, "d4", 3, SOME, {"wide": True, "steps": 2}),
+    "d2t2_to_t2c2_lanes": ("d2t2", 1, "t2c2", 2, SOME, {"wide": True, "lanes": 4}),
+    "t2p2_to_t4": ("t2p2", 1, "t4", 3, SOME, {"wide": True}),
+    "d2t2p2_to_t4c2": ("d2t2p2", 1, "t4c2", 3, SOME, {"wide": True}),
+    "guarded_t2_to_p2": ("t2", 3, "p2", 1, SOME, {"wide": True, "device": "guarded"}),
     "guarded_d2_to_p2": ("d2", 3, "p2", 1, SOME, {"device": "guarded"}),
     "guarded_d2_to_c2": ("d2", 3, "c2", 1, SOME, {"device": "guarded"}),
 }
 # Each bug, injected in builds with test hooks, and the case that must catch it.
-INJECTED = {"runs-swapped": "d2_to_p2"}
+INJECTED = {"runs-swapped": "d4_to_d2t2"}
 
 
 def launch(name, bug=None):
@@ -45,7 +55,10 @@ def launch(name, bug=None):
     recipe = layouts.recipe_text(more.get("steps", 6), 13, "micro_batch: 2")
     if more.get("evaluate"):
         recipe += f"evaluate: {{data: {FOLDER}/data, every: 2}}\n"
-    for file, text in (("config.json", layouts.config_text(more.get("tied", "tied"))), ("recipe.yaml", recipe)):
+    config = json.loads(layouts.config_text(more.get("tied", "tied")))
+    if more.get("wide"):  # whole groups of q8 in every piece of columns
+        config.update(hidden_size=32, intermediate_size=128, head_dim=32)
+    for file, text in (("config.json", json.dumps(config)), ("recipe.yaml", recipe)):
         with open(f"{out}/{file}", "w") as written:
             written.write(text)
     done = subprocess.run(["mpirun", "-n", str(layouts.ranks_of(before)), PROGRAM, out, f"{out}/config.json", f"{out}/recipe.yaml",
