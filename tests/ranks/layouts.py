@@ -21,11 +21,11 @@ CONFIG = {"tied": "true", "untied": "false"}
 RANKS = (2, 4, 8)
 
 
-def config_text(tied, layers=2):
+def config_text(tied, layers=2, heads=4):
     return ('{"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","hidden_size":24,"intermediate_size":40,'
-            '"num_hidden_layers":%d,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":16,"vocab_size":97,'
+            '"num_hidden_layers":%d,"num_attention_heads":%d,"num_key_value_heads":2,"head_dim":16,"vocab_size":97,'
             '"max_position_embeddings":128,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"hidden_act":"silu",'
-            '"attention_bias":false,"initializer_range":0.05,"tie_word_embeddings":%s}' % (layers, CONFIG[tied]))
+            '"attention_bias":false,"initializer_range":0.05,"tie_word_embeddings":%s}' % (layers, heads, CONFIG[tied]))
 
 
 def recipe_text(steps, batch, micro):
@@ -90,10 +90,10 @@ class Result:
 
 
 def run(name, ranks, lanes=0, recompute=0, threads=1, policy="fp32-master+compute=fp32", tied="tied", steps=6, batch=13,
-        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None, layout="", zero=3, layers=2):
+        micro="micro_batch: 2", device="cpu", stop_at=0, resume=None, layout="", zero=3, layers=2, heads=4):
     out = f"{FOLDER}/{name}"
     os.makedirs(out, exist_ok=True)
-    for path, text in ((f"{out}/config.json", config_text(tied, layers)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
+    for path, text in ((f"{out}/config.json", config_text(tied, layers, heads)), (f"{out}/recipe.yaml", recipe_text(steps, batch, micro))):
         with open(path, "w") as file:
             file.write(text)
     common = [out, device, layout, str(zero), str(lanes), str(recompute), str(threads)]
@@ -239,14 +239,47 @@ def context(tied):
     near(run(f"context-{tied}-packed-one", 1, **packed), run(f"context-{tied}-packed", 4, layout="d2c2", zero=2, **packed))
 
 
-TENSOR_LAYOUTS = ("t2", "t4", "d2t2", "t2c2")
+# Layout, query heads (of 2 key-value heads), packed or not, samples, ZeRO stage, recompute.
+TENSORS = (("t2", 4, 0, 13, 3, 0), ("t2", 4, 1, 5, 3, 1), ("t4", 4, 0, 13, 2, 1), ("t8", 8, 0, 5, 3, 0), ("d2t2", 4, 0, 13, 3, 1),
+           ("d2t2", 4, 1, 5, 1, 0), ("d2t4", 4, 0, 13, 1, 0), ("d4t2", 4, 0, 13, 2, 0), ("t2c2", 4, 1, 5, 3, 0), ("d2t2c2", 4, 0, 13, 3, 1),
+           ("t2p2", 4, 0, 13, 1, 1), ("d2t2p2", 4, 0, 13, 1, 0), ("t2c2p2", 4, 1, 5, 3, 1), ("t4p2", 4, 0, 5, 1, 0), ("t4c2", 4, 0, 13, 3, 0))
 
 
 def tensor(tied):
-    """Heads, ffn and an odd vocabulary cut over t ranks; t4 holds each of the two KV heads twice."""
-    one = run(f"tensor-{tied}-one", 1, tied=tied)
-    for layout in TENSOR_LAYOUTS:
-        near(one, run(f"tensor-{tied}-{layout}", ranks_of(layout), layout=layout, tied=tied))
+    """Heads, ffn and an odd vocabulary cut over t ranks; each key-value head twice on t4, four times on t8."""
+    for layout, heads, packed, batch, zero, again in TENSORS:
+        keys = {"tied": tied, "heads": heads, "batch": batch, "micro": "max_tokens: 100" if packed else "micro_batch: 2", "steps": 4}
+        one = run(f"tensor-one-{tied}-{heads}-{packed}-{batch}", 1, **keys)
+        near(one, run(f"tensor-{tied}-{layout}-{batch}", ranks_of(layout), **keys, layout=layout, zero=zero, recompute=again))
+
+
+def tensor_lanes():
+    """Equal bits across d, p and recompute for the same t."""
+    keys = {"lanes": 4, "policy": "fp32-master", "steps": 4, "zero": 1}
+    narrow = run("tensor-lanes-t2", 2, layout="t2", **keys)
+    for layout, again in (("t2", 1), ("d2t2", 0), ("t2p2", 0), ("d4t2", 0), ("d2t2p2", 1)):
+        same(narrow, run(f"tensor-lanes-{layout}", ranks_of(layout), layout=layout, recompute=again, **keys))
+
+
+def tensor_starts_alike():
+    """Initial weights by global index: the same bits however they are cut, also where storing them draws random numbers. The
+    first update has a learning rate of 0."""
+    for policy in ("fp32-master", "bf16-sr"):
+        one = run(f"start-{policy}-1", 1, policy=policy, tied="untied", stop_at=1)
+        for layout in ("t2", "t4", "d2t2p2"):
+            other = run(f"start-{policy}-{layout}", ranks_of(layout), layout=layout, policy=policy, tied="untied", stop_at=1)
+            for name, _ in one.tensors:
+                assert one.weights[name].tobytes() == other.weights[name].tobytes(), f"{policy}, {layout}: {name} starts otherwise"
+
+
+def tensor_policies():
+    """Narrow policies train as one rank does, to what their rounding allows."""
+    for policy in ("fp32-master", "bf16-sr", "bf16-kahan", "fp32-split", "fp32-master+accumulate=bf16+reduce=bf16"):
+        one = run(f"tensor-{policy}-1", 1, policy=policy, zero=1)
+        other = run(f"tensor-{policy}-d2t2", 4, layout="d2t2", policy=policy, zero=1)
+        for (loss, norm, *_), (loss2, norm2, *_) in zip(one.steps, other.steps):
+            assert abs(loss - loss2) < 1e-2 * loss and abs(norm - norm2) < 3e-2 * norm, f"{policy}: {loss}, {norm} against {loss2}, {norm2}"
+        assert all(sent == planned for sent, planned in other.sent), f"{policy}: {other.sent}"
 
 
 def context_lanes():
@@ -301,6 +334,7 @@ def guarded():
     same(run("open-1", 2, zero=1), run("guarded-1", 2, device="guarded", zero=1))
     same(run("open-2", 2, zero=2, policy="fp32-split"), run("guarded-2", 2, device="guarded", zero=2, policy="fp32-split"))
     same(run("open-p", 2, layout="p2", zero=1), run("guarded-p", 2, layout="p2", device="guarded", zero=1))
+    same(run("open-t", 2, layout="t2", recompute=1), run("guarded-t", 2, layout="t2", device="guarded", recompute=1))
 
 
 # Each bug, injected in builds with test hooks, and the case that must catch it.
@@ -309,7 +343,9 @@ INJECTED = {"rank-left-out": "d_agree_tied", "tied-use-dropped": "d_agree_tied",
             "labels-shifted-after-the-cut": "c_agrees_tied", "local-positions": "c_agrees_tied",
             "chunks-in-order": "c_agrees_tied", "averaged-over-c": "c_agrees_tied",
             "tied-not-summed-over-p": "p_agrees_tied", "tied-counts-twice": "p_agrees_tied",
-            "micro-batches-swapped": "p_agrees_tied"}
+            "micro-batches-swapped": "p_agrees_tied",
+            "q-norm-not-summed-over-t": "t_agrees_tied", "block-norm-not-summed-over-t": "t_agrees_tied",
+            "k-proj-not-summed-over-t": "t_agrees_tied", "norm-counts-copies": "t_agrees_tied"}
 
 
 def caught(bug):
@@ -324,7 +360,8 @@ def caught(bug):
     one = run(f"right-{bug}", 1, **keys)
     os.environ["TRAINERD_INJECT"] = bug
     try:
-        compare(one, run(f"wrong-{bug}", 2, **keys, layout=f"{axis}2"))
+        ranks = 4 if axis == "t" else 2  # t4: of two key-value heads, so that two ranks hold each
+        compare(one, run(f"wrong-{bug}", ranks, **keys, layout=f"{axis}{ranks}"))
     except AssertionError:
         return
     finally:
@@ -359,6 +396,9 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "p_lanes_equal_bits": pipeline_lanes,
          "t_agrees_tied": lambda: tensor("tied"),
          "t_agrees_untied": lambda: tensor("untied"),
+         "t_lanes_equal_bits_across_d_and_p": tensor_lanes,
+         "t_starts_alike": tensor_starts_alike,
+         "t_policies_train": tensor_policies,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,
