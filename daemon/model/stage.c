@@ -21,13 +21,14 @@ static int64_t last_blocks(const struct model_config *config, int32_t ranks)
 
 static int64_t blocks_of(const struct model_config *config, int32_t ranks, int32_t rank)
 {
-    if (ranks == 1)
+    int64_t others = ranks - 1;
+    if (others < 1)
         return config->layers;
     int64_t last = last_blocks(config, ranks), rest = config->layers - last;
-    if (rank == ranks - 1)
+    if (rank == others)
         return last;
-    int64_t turn = rank == 0 ? ranks - 2 : rank - 1; /* who is next to get one more */
-    return rest / (ranks - 1) + (turn < rest % (ranks - 1));
+    int64_t turn = rank == 0 ? others - 1 : rank - 1; /* who is next to get one more */
+    return rest / others + (turn < rest % others);
 }
 
 struct stage stage_of(const struct model_config *config, int32_t ranks, int32_t rank)
