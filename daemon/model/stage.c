@@ -22,8 +22,9 @@ static int64_t last_blocks(const struct model_config *config, int32_t ranks)
 static int64_t blocks_of(const struct model_config *config, int32_t ranks, int32_t rank)
 {
     int64_t others = ranks - 1;
-    if (others < 1)
+    if (others == 0)
         return config->layers;
+    INVARIANT(others > 0);
     int64_t last = last_blocks(config, ranks), rest = config->layers - last;
     if (rank == others)
         return last;
