@@ -83,5 +83,6 @@ bool arrays_groups_are_whole(const struct policy *policy, const struct optimizer
             policy->name, Q8_GROUP);
     err_why(err, "a rank would hold %lld of a tensor's %lld columns", (long long)segment->run,
             (long long)segment->stride);
-    return err_hint(err, "choose a policy without q8, or fewer tensor-parallel ranks");
+    return err_hint(err, "choose a policy without q8, or fewer tensor-parallel ranks; a checkpoint is loaded "
+                         "under fewer, with --policy, and saved again");
 }
