@@ -1,5 +1,7 @@
 """trainerd --dry-run: the plan is what audit shows once it is taken, on any number of ranks, planned there or alone."""
 import json
+import math
+import re
 
 from bounds import bounded
 from harness import need
@@ -39,20 +41,23 @@ LARGE = {
 def test_a_plan_is_what_audit_shows(world):
     world.dataset()
     recipe = world.recipe(steps=100000, evaluate={"data": world.dataset(rows=16, seed=2, name="held-out"), "every": 1000})
-    for ranks, options in ((1, ()), (2, ("--policy", "fp24-q8")), (4, ("--lanes", "8")), (8, ("--recompute", "block")),
-                           (2, ("--zero", "1")), (2, ("--zero", "2", "--policy", "fp32-split"))):
+    for layout, options in (("d1", ()), ("d2", ("--policy", "fp24-q8")), ("d4", ("--lanes", "8")), ("d8", ("--recompute", "block")),
+                            ("d2", ("--zero", "1")), ("d2", ("--zero", "2", "--policy", "fp32-split")), ("p2", ()), ("d2p2", ("--zero", "3")),
+                            ("t2", ()), ("c2p2", ("--recompute", "block"))):
+        ranks = math.prod(int(count) for count in re.findall(r"\d+", layout))
+        options = (*options, "--layout", layout)
         there = planned(world, ranks, *options, "--run", recipe)
-        alone = planned(world, 1, *options, "--layout", f"d{ranks}", "--run", recipe)
+        alone = planned(world, 1, *options, "--run", recipe)
         for name in ("total", "weights, to gather", "gradients, to reduce"):
-            need(abs(there[name] - alone[name]) <= 0.01 * there[name], f"d{ranks}: planned on all ranks {there}, alone {alone}")
-        daemon = world.start(ranks, *options, state=f"state-{ranks}{''.join(options)}")
+            need(abs(there[name] - alone[name]) <= 0.01 * there[name], f"{layout}: planned on all ranks {there}, alone {alone}")
+        daemon = world.start(ranks, *options, state=f"state-{''.join(options)}")
         world.ctl("train", recipe)
         world.ctl("wait", "--step", "1", timeout=60)
         world.ctl("pause")
         found = audited(world)
         for kind, bytes_ in found.items():
-            need(abs(there.get(kind, 0) - bytes_) <= 0.05 * bytes_, f"d{ranks} {kind}: {there.get(kind)} planned, {bytes_} taken")
-        need(abs(there["total"] - sum(found.values())) <= 0.01 * there["total"], f"d{ranks}: {there} against {found}")
+            need(abs(there.get(kind, 0) - bytes_) <= 0.05 * bytes_, f"{layout} {kind}: {there.get(kind)} planned, {bytes_} taken")
+        need(abs(there["total"] - sum(found.values())) <= 0.01 * there["total"], f"{layout}: {there} against {found}")
         daemon.end()
 
 

@@ -64,6 +64,8 @@ class Result:
                 words = line.split()
                 if words[0] == "tensor":
                     self.tensors.append((words[1], int(words[2])))
+                elif words[0] == "skipped":
+                    self.skipped = (int(words[1]), words[2])
                 elif words[0] == "evaluation":
                     self.evaluation = float.fromhex(words[1])
                 else:
@@ -85,7 +87,7 @@ class Result:
         copies = array.array("f")
         with open(f"{path}.copies", "rb") as file:
             copies.frombytes(file.read())
-        assert all(c in (0, v) for c, v in zip(copies, values)), f"{path}: a copy on another rank differs"
+        assert all(c in (0, v) or (c != c and v != v) for c, v in zip(copies, values)), f"{path}: a copy on another rank differs"
         return found
 
 
@@ -371,6 +373,22 @@ def caught(bug):
     raise AssertionError(f"the injected bug {bug} was not caught")
 
 
+def not_finite():
+    """A gradient that is not finite is found on the rank that has it, whatever stage it is on, and every rank says so."""
+    needs_hooks()
+    for layout, rank in (("d2", 0), ("p2", 1), ("d2p2", 2), ("t2p2", 2)):
+        os.environ["TRAINERD_INJECT"] = "head-not-finite"
+        try:
+            run(f"not-finite-{layout}", ranks_of(layout), layout=layout, steps=20)
+        except RuntimeError:
+            pass
+        finally:
+            del os.environ["TRAINERD_INJECT"]
+        with open(f"{FOLDER}/not-finite-{layout}/steps") as file:
+            said = {line.strip() for line in file if line.startswith("skipped")}
+        assert said == {f"skipped {rank} model.norm.weight"}, f"{layout}: {said}"
+
+
 def injected():
     needs_hooks()
     for bug in INJECTED:
@@ -406,6 +424,7 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "reduce_bf16_rounds_the_wire": reduced_wire,
          "accumulate_bf16_trains": accumulate_bf16,
          "guarded_device_two_ranks": guarded,
+         "gradient_not_finite_is_found": not_finite,
          "injected_bugs_are_caught": injected}
 
 

@@ -204,6 +204,9 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
             fprintf(steps, "step %lld %a %a %a %a %lld %lld %lld\n", (long long)engine->last.step,
                     engine->last.loss, engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
                     (long long)engine->last.labelled_tokens, (long long)sent, (long long)planned);
+        if (steps && engine->run.skips_in_a_row > 0)
+            fprintf(steps, "skipped %d %s\n", engine->run.bad_rank,
+                    engine->body.model.params.params[engine->run.bad_tensor].name);
         if (stop_at && engine->last.step == stop_at) {
             struct command_result result = {0};
             if (!engine_save(engine, "stopped", false, &result, &err))
