@@ -97,10 +97,10 @@ static void cpu_close(struct device *device)
     free(device->queue);
 }
 
+/* Small pages at the end of large ones: a block's weights are often a power of two and a little more. */
 static size_t mapped_bytes(size_t bytes)
 {
-    size_t unit = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : PAGE_BYTES;
-    return bytes == 0 ? unit : (bytes + unit - 1) / unit * unit;
+    return bytes == 0 ? PAGE_BYTES : (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
 }
 
 /* Maps `size` bytes aligned to `unit` by mapping one unit more and giving back both ends. */
@@ -123,7 +123,7 @@ static void *cpu_allocate(struct device *device, size_t bytes)
     if (bytes > SIZE_MAX / 2)
         return NULL;
     size_t size = mapped_bytes(bytes);
-    char *memory = map_aligned(size, size % HUGE_PAGE_BYTES == 0 ? HUGE_PAGE_BYTES : PAGE_BYTES);
+    char *memory = map_aligned(size, size >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : PAGE_BYTES);
     if (!memory)
         return NULL;
     if (size >= HUGE_PAGE_BYTES)
