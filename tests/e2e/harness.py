@@ -28,6 +28,10 @@ class Failure(Exception):
     """A demand that was not met, in a sentence."""
 
 
+class Skip(Exception):
+    """What this machine lacks for a test, in a sentence."""
+
+
 def need(condition, sentence):
     if not condition:
         raise Failure(sentence)

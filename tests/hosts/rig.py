@@ -110,6 +110,11 @@ class Hosts(World):
                                 f'exec python3 {HERE}/first.py run {self.folder}/"$host".sock "$@"\n')
         os.chmod(self.agent, 0o755)
 
+    def mpi_options(self, hosts, ranks):
+        names = ",".join(f"{host.name}:{max(1, ranks // len(hosts))}" for host in hosts)
+        return ["--host", names, "--mca", "plm_rsh_agent", self.agent, "--mca", "btl", "self,vader,tcp", "--mca", "btl_tcp_if_include",
+                "eth0", "--mca", "oob_tcp_if_include", "eth0"]
+
     def start_on(self, hosts, ranks, *options, wait=True, **named):
         """mpirun over these hosts, one rank each unless said otherwise."""
         daemon = OnHosts(self, hosts, ranks, list(options), **named)
@@ -140,7 +145,4 @@ class Hosts(World):
 
 class OnHosts(Daemon):
     def __init__(self, world, hosts, ranks, options, state="state", env=None):
-        names = ",".join(f"{host.name}:{max(1, ranks // len(hosts))}" for host in hosts)
-        mpi = ["--host", names, "--mca", "plm_rsh_agent", world.agent, "--mca", "btl", "self,vader,tcp", "--mca", "btl_tcp_if_include",
-               "eth0", "--mca", "oob_tcp_if_include", "eth0"]
-        super().__init__(world, ranks, options, state, env, before=hosts[0].enter(), mpi=mpi)
+        super().__init__(world, ranks, options, state, env, before=hosts[0].enter(), mpi=world.mpi_options(hosts, ranks))

@@ -2,10 +2,11 @@
 import json
 import os
 import signal
+import subprocess
 import time
 
 from bounds import bounded
-from harness import need, send
+from harness import ROOT, need, send, until
 from rig import Hosts as World  # noqa: F401 (run takes it)
 
 STUCK_AFTER = 6
@@ -169,3 +170,40 @@ def test_sigusr1_saves_on_all_hosts(world):
     need(seen["state"] == "paused" and seen["step"] >= 3, f"the restart stands at {seen}")
     world.ctl("resume")
     world.ctl("wait", "--step", str(seen["step"] + 2), timeout=60)
+
+
+@bounded(120)
+def test_a_launcher_without_ranks_loses_a_host(world):
+    """mpirun on a login node, or in a pod of its own, by deploy/launch: it ends as well, names the host, and started again goes on."""
+    world.connect(4)
+    world.dataset()
+    path = os.path.dirname(world.trainerd) + ":" + os.path.dirname(world.trainctl) + ":" + os.environ["PATH"]
+
+    def launch(hosts, log):
+        with open(world.path(log), "w", encoding="utf-8") as out:
+            words = [*world.hosts[0].enter(), os.path.join(ROOT, "deploy", "launch"), world.path("state"),
+                     *world.mpi_options(hosts, len(hosts)), "-x", "PATH", "--", "--run", recipe, "--init", world.config(), "--threads", "1",
+                     "--stuck-after", str(STUCK_AFTER)]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, "PATH": path})
+        world.others.append(process)
+        return process
+
+    def at_step(step):
+        return world.ctl("wait", "--step", str(step), "--timeout", "20", code=None, env=there).code == 0
+
+    there = {"TRAINERD_CONNECT": "unix:" + world.path("state", "trainerd.sock")}
+    recipe = world.recipe(steps=100000, checkpoint={"every": 2})
+    first = launch(world.hosts[1:], "first.txt")
+    until(lambda: at_step(4), 60, "four steps")
+    world.hosts[3].plug("down")
+    all_end(world, 2 * STUCK_AFTER, "node3 cut off")
+    need(first.wait(5) not in (0, 1, 2), f"the launch ended with {first.returncode}")
+    with open(world.path("first.txt"), encoding="utf-8") as said:
+        need("node3" in said.read(), "node3 is not named")
+    second = launch(world.hosts[1:3], "second.txt")
+    until(lambda: at_step(6), 60, "a step after the last checkpoint")
+    need(world.ctl("status", env=there).out.find("d2t1p1c1") > 0, "the restart is not on two hosts")
+    with open(f"/proc/{world.hosts[0].processes('mpirun')[0][0]}/stat", encoding="utf-8") as stat:
+        parent = int(stat.read().rpartition(")")[2].split()[1])
+    send(parent, signal.SIGTERM)
+    need(second.wait(30) == 75, f"SIGTERM to the launch ended with {second.returncode}, wanted 75")
