@@ -48,6 +48,15 @@ bool err_hint(struct err *err, const char *format, ...)
     return false;
 }
 
+bool err_advise(struct err *err, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->hint, sizeof err->hint, format, args);
+    va_end(args);
+    return false;
+}
+
 bool err_errno(struct err *err, const char *format, ...)
 {
     int number = errno;

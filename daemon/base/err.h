@@ -60,6 +60,8 @@ bool err_set(struct err *err, enum err_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 bool err_why(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool err_hint(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Instead of the hint there is: the caller of what failed knows a better way out. */
+bool err_advise(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ERR_IO with strerror(errno) as the reason: `what` is the sentence. Call it before anything else touches
  * errno. */
@@ -75,6 +77,7 @@ bool err_unsound(struct err *err, const char *path, const char *kind, const char
 #define err_set(...)     ((void)err_set(__VA_ARGS__), false)
 #define err_why(...)     ((void)err_why(__VA_ARGS__), false)
 #define err_hint(...)    ((void)err_hint(__VA_ARGS__), false)
+#define err_advise(...)  ((void)err_advise(__VA_ARGS__), false)
 #define err_errno(...)   ((void)err_errno(__VA_ARGS__), false)
 #define err_unsound(...) ((void)err_unsound(__VA_ARGS__), false)
 #endif

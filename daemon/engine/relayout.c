@@ -117,7 +117,7 @@ static bool reserve(struct engine *engine, struct relayout *new, const struct la
     if (err->code == ERR_MEMORY) {
         char text[64];
         layout_print(layout, text, sizeof text);
-        err_hint(err, "save a checkpoint and restart with --layout %s", text);
+        err_advise(err, "save a checkpoint and restart with --layout %s", text);
     }
     return false;
 }

@@ -28,7 +28,7 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
         more += shard_bytes(&body->model.params, tied, &options, engine->groups.shard.ranks);
     swap->bytes_more = more;
     if (!host_memory_fits(more, engine->comm->local_ranks, "the new optimizer state beside the old one", err))
-        return err_hint(err, "save a checkpoint and restart with --policy %s", policy->name);
+        return err_advise(err, "save a checkpoint and restart with --policy %s", policy->name);
     if (options.lanes && policy->accumulate != DTYPE_F32) {
         err_set(err, ERR_INVALID, "accumulate=bf16 and --lanes exclude each other");
         return err_hint(err,

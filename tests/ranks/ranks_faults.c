@@ -208,6 +208,8 @@ static int attempt(struct engine *engine, const struct faulted *f, int32_t victi
         right &= all[r].done == all[0].done && all[r].code == all[0].code && (all[r].done || all[r].same);
     }
     right &= mine.done || fired; /* nothing else may refuse */
+    if (command.kind == COMMAND_SET_LAYOUT && mine.code == ERR_MEMORY)
+        right &= strstr(err.hint, "restart with --layout") != NULL;
     char line[3 * ERR_TEXT_BYTES + 8];
     if (!right)
         fprintf(stderr, "%s: rank %d's %s %lld: rank %d done=%d same=%d (bytes %lld, files %d): %s\n",

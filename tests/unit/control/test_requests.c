@@ -57,6 +57,13 @@ static void test_refusals_say_what_why_and_what_to_do(void **state)
     char line[4 * ERR_TEXT_BYTES];
     assert_non_null(strstr(err_line(&err, line, sizeof line), "fp32-master"));
 
+    REQUEST(move, SET_LAYOUT, SetLayoutRequest);
+    move.set_layout = &move_body;
+    refused(&client, &move, ERR_INVALID, &err);
+    move_body.layout = (char *)"d2";
+    move_body.zero = -1;
+    refused(&client, &move, ERR_INVALID, &err);
+
     Trainerd__Request none = TRAINERD__REQUEST__INIT;
     refused(&client, &none, ERR_UNSUPPORTED, &err);
 
