@@ -2,9 +2,9 @@
  * swapped in. */
 #include "engine.h"
 
+#include "fit.h"
 #include "host.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 
 #define BODY_CHUNK_ELEMENTS                                                                                  \
@@ -40,15 +40,6 @@ struct shard_options engine_shard_options(struct engine *engine, const struct st
     return options;
 }
 
-static bool check_stages(const struct layout *layout, const struct model_config *config, struct err *err)
-{
-    if (layout->p <= config->layers)
-        return true;
-    err_set(err, ERR_INVALID, "p = %d pipeline stages are more than the model's %" PRId64 " layers",
-            layout->p, config->layers);
-    return err_hint(err, "every stage holds a layer at least: use p%" PRId64 " or less", config->layers);
-}
-
 /* Of the parameters, those that this stage and tensor piece hold. */
 static int64_t elements_held(const struct model *model)
 {
@@ -65,7 +56,7 @@ static bool make_parts(struct engine *engine, struct body *body, const struct mo
 {
     const struct layout *layout = &engine->groups.layout;
     const struct layout_place *place = &engine->groups.place;
-    if (!check_stages(layout, config, err) ||
+    if (!fit_layout(layout, config, err) ||
         !model_init_piece(&body->model, config, (struct tensor_place){layout->t, place->t}, policy->compute,
                           engine->options.recompute, engine->device, err))
         return false;

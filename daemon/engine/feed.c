@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+_Static_assert(BATCH_ROW_MULTIPLE % TAPE_ROWS_MULTIPLE == 0, "a tensor group shares the rows");
+
 /* Where each array lies; c = 1 needs no map of keys. */
 static void lay(struct feed *feed)
 {

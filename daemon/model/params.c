@@ -104,28 +104,28 @@ static void add_unit(struct param_table *table, const struct row *rows, int32_t 
     table->unit_count++;
 }
 
-static bool check_cut(const struct model_config *config, struct tensor_place place, struct err *err)
+bool param_table_check_cut(const struct model_config *config, int32_t ranks, struct err *err)
 {
-    int64_t t = place.ranks, last = (config->vocabulary + t - 1) / t * (t - 1);
+    int64_t t = ranks, last = (config->vocabulary + t - 1) / t * (t - 1);
     bool kv = config->kv_heads % t == 0 || t % config->kv_heads == 0;
+    if (TAPE_ROWS_MULTIPLE % t != 0) {
+        err_set(err, ERR_INVALID, "t = %d tensor-parallel ranks are not built", ranks);
+        return err_why(err, "they share the rows of a micro-batch, which come in multiples of %d",
+                       TAPE_ROWS_MULTIPLE);
+    }
     if (config->q_heads % t == 0 && kv && config->ffn % t == 0 && last < config->vocabulary)
         return true;
-    err_set(err, ERR_INVALID, "this model cannot be split over t = %d tensor-parallel ranks", place.ranks);
-    err_why(err,
-            "t must divide its %" PRId64 " query heads and its ffn of %" PRId64
-            ", and divide or be a multiple of its %" PRId64 " key-value heads",
-            config->q_heads, config->ffn, config->kv_heads);
-    int32_t fits = place.ranks - 1;
-    while (fits > 1 && !(config->q_heads % fits == 0 && config->ffn % fits == 0 &&
-                         (config->kv_heads % fits == 0 || fits % config->kv_heads == 0)))
-        fits--;
-    return err_hint(err, "t%d is the largest below it that fits", fits);
+    err_set(err, ERR_INVALID, "this model cannot be split over t = %d tensor-parallel ranks", ranks);
+    return err_why(err,
+                   "t must divide its %" PRId64 " query heads and its ffn of %" PRId64
+                   ", and divide or be a multiple of its %" PRId64 " key-value heads",
+                   config->q_heads, config->ffn, config->kv_heads);
 }
 
 bool param_table_init_piece(struct param_table *table, const struct model_config *config,
                             struct tensor_place place, struct err *err)
 {
-    if (!check_cut(config, place, err))
+    if (!param_table_check_cut(config, place.ranks, err))
         return false;
     const struct letter C = uncut(config->hidden), D = uncut(config->head_dim), NONE = {0};
     const struct letter F = cut_evenly(config->ffn, config->ffn, place);

@@ -10,8 +10,8 @@
  * Under tensor parallelism (Shoeybi et al. 2019) a rank's table holds its pieces. A tensor is cut where a
  * letter of its shape is: Q and K by heads, F, and V, along rows or columns alike; C and D are never cut.
  * Everything that is not cut, the norms, is held by all t ranks, and a KV head by t / Hk of them where t
- * exceeds Hk: their gradients are partial sums, added over those ranks, and count once in the norm. Offsets are
- * the same on all ranks of the group: behind a shorter piece the gap is wider. */
+ * exceeds Hk: their gradients are partial sums, added over those ranks, and count once in the norm. Offsets
+ * are the same on all ranks of the group: behind a shorter piece the gap is wider. */
 #pragma once
 
 #include "bounds.h"
@@ -65,8 +65,10 @@ struct param_map {
 struct param_map param_map(const struct param *param);
 
 bool param_table_init(struct param_table *table, const struct model_config *config, struct err *err) MUST_USE;
-/* One rank's pieces; ERR_INVALID, with what would fit, where t cuts a head or leaves a rank without a part.
- */
+/* Whether t ranks can share the model: ERR_INVALID where they would cut a head, leave one without a part, or
+ * not divide the rows of a micro-batch. */
+bool param_table_check_cut(const struct model_config *config, int32_t ranks, struct err *err) MUST_USE;
+/* One rank's pieces, where that says yes. */
 bool param_table_init_piece(struct param_table *table, const struct model_config *config,
                             struct tensor_place place, struct err *err) MUST_USE;
 void param_table_done(struct param_table *table);                            /* zeroed: fine */

@@ -20,9 +20,11 @@
 #include "stage.h"
 #include "tensor.h"
 
+#define TAPE_ROWS_MULTIPLE 64 /* of the rows of a micro-batch, which t ranks share */
+
 /* One packed micro-batch on the device. All pointers device memory, tokens (rows) T including padding. */
 struct batch {
-    int64_t tokens; /* T, a multiple of 64, which t divides */
+    int64_t tokens; /* T, a multiple of 64 */
     int64_t sequences, longest;
     int64_t used_tokens;      /* without the padding */
     int64_t labelled;         /* rows with a label */

@@ -353,7 +353,11 @@ static void test_pieces(void **state)
     param_table_done(&piece);
     assert_false(param_table_init_piece(&whole, &c, (struct tensor_place){3, 0}, &err));
     assert_int_equal(err.code, ERR_INVALID);
-    assert_non_null(strstr(err.hint, "t2"));
+    assert_non_null(strstr(err.why, "64"));
+    c.ffn = 44;
+    err = (struct err)ERR_INIT;
+    assert_false(param_table_init_piece(&whole, &c, (struct tensor_place){8, 0}, &err));
+    assert_non_null(strstr(err.why, "ffn of 44"));
 }
 
 static void test_flops(void **state)

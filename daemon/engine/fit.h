@@ -1,0 +1,11 @@
+/* Which layouts a model can have. Pure. */
+#pragma once
+
+#include "layout.h"
+#include "model_config.h"
+
+/* False: why not, and which layouts of as many ranks would do. */
+bool fit_layout(const struct layout *layout, const struct model_config *config, struct err *err) MUST_USE;
+/* "d8, d4t2, d2t2p2, …" of `ranks` ranks; c stands in for d, so it is not named. Returns how many there are.
+ */
+int fit_list(const struct model_config *config, int32_t ranks, char *text, size_t text_bytes);
