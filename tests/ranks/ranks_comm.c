@@ -11,7 +11,7 @@
 
 static unsigned char byte_at(int32_t from, int32_t to, size_t i)
 {
-    return (unsigned char)((i * 2654435761u >> 13) + (size_t)from * 31 + (size_t)to * 7);
+    return (unsigned char)((i * 2654435761u >> 24) + (size_t)from * 31 + (size_t)to * 7);
 }
 
 /* out_bytes to one rank while in_bytes come from another; 0: none. */
