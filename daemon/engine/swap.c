@@ -10,6 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whole, from one update to the next: no policy changes that. */
+static bool weights_stay(const struct engine *engine)
+{
+    return shard_keeps_gathered(&engine->body.shard.options, engine->groups.shard.ranks);
+}
+
 static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t groups, struct err *err)
 {
     struct body *body = &engine->body;
@@ -22,7 +28,7 @@ static bool reserve_parts(struct engine *engine, struct swap *swap, int64_t grou
     swap->reshards = options.compute != now->compute || options.accumulate != now->accumulate ||
                      options.reduce != now->reduce || options.levels > now->levels;
     swap->replans = engine->has_run && policy->compute != body->model.compute;
-    bool lends = policy_stores_copy(policy) && shard_keeps_gathered(&options, engine->groups.shard.ranks);
+    bool lends = policy_stores_copy(policy) && weights_stay(engine);
     int64_t more = optimizer_convert_bytes(&body->optimizer, policy, lends);
     if (swap->reshards)
         more += shard_bytes(&body->model.params, tied, &options, engine->groups.shard.ranks);
@@ -110,12 +116,19 @@ void swap_commit(struct engine *engine, struct swap *swap, struct optimizer_loss
     *swap = (struct swap){0};
 }
 
-static void add_compute(struct command_result *result, enum dtype before, enum dtype after)
+/* What changes for the model. kept: its weights stay gathered, so that stored ones can be its own. */
+static void add_model(struct command_result *result, const struct policy *before, const struct policy *after,
+                      bool kept)
 {
     size_t used = strlen(result->text);
-    if (before != after)
+    if (before->compute != after->compute)
         snprintf(result->text + used, sizeof result->text - used, "; computes in %s instead of %s",
-                 dtype_name(after), dtype_name(before));
+                 dtype_name(after->compute), dtype_name(before->compute));
+    used = strlen(result->text);
+    if (kept && policy_stores_copy(before) != policy_stores_copy(after))
+        snprintf(result->text + used, sizeof result->text - used, "; the model computes with %s",
+                 policy_stores_copy(after) ? "the stored weights themselves, without a copy of its own"
+                                           : "a copy of the stored weights");
 }
 
 /* Bytes of the fullest rank, so that what fits there fits everywhere. */
@@ -135,7 +148,7 @@ static void describe(struct engine *engine, const struct swap *swap, struct comm
     free(units);
     result->exact = policy_conversion_exact(&o->policy, &swap->policy);
     policy_conversion_text(&o->policy, &swap->policy, result->text, sizeof result->text);
-    add_compute(result, o->policy.compute, swap->policy.compute);
+    add_model(result, &o->policy, &swap->policy, weights_stay(engine));
 }
 
 static void describe_losses(const struct optimizer_loss losses[STATE_PART_COUNT],
@@ -161,11 +174,11 @@ static int64_t groups_now(const struct engine *engine)
 void swap_apply(struct engine *engine, struct swap *swap, struct command_result *result)
 {
     struct optimizer_loss losses[STATE_PART_COUNT];
-    enum dtype before = engine->body.optimizer.policy.compute, after = swap->policy.compute;
+    struct policy before = engine->body.optimizer.policy, after = swap->policy;
     describe(engine, swap, result);
     swap_commit(engine, swap, losses);
     describe_losses(losses, result);
-    add_compute(result, before, after);
+    add_model(result, &before, &after, weights_stay(engine));
 }
 
 bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,

@@ -106,7 +106,7 @@ def test_fp32_in_two_halves(world):
     planned = world.json("set-optimizer", "fp32-split", "--dry-run")
     need(planned["exact"] and "nothing is lost" in planned["text"] and "ties" in planned["text"], f"planned: {planned}")
     done = world.json("set-optimizer", "fp32-split")
-    need(done["exact"] and done["text"] == "nothing was lost", f"to halves: {done}")
+    need(done["exact"] and done["text"].startswith("nothing was lost; the model computes with the stored weights themselves"), f"to halves: {done}")
     need(world.weights("split") == weights, "fp32-split reads other values")
     world.ctl("export", world.path("halves"), "--dtype", "bf16")
     wide, upper = (memoryview(values_of(world.files(name))).cast(kind) for name, kind in (("split", "I"), ("halves", "H")))
