@@ -177,6 +177,8 @@ def weights_in_the_copy(policy):
     one = run(f"copy-{policy}", 1, **keys)
     for layout, zero in (("d2", 3), ("d2", 2), ("d4", 1), ("p2", 2)):
         same(one, run(f"copy-{policy}-{layout}-{zero}", ranks_of(layout), **keys, layout=layout, zero=zero))
+    beside = run(f"copy-{policy}-d2t2-3", 4, **keys, layout="d2t2", zero=3)
+    same(beside, run(f"copy-{policy}-d2t2-2", 4, **keys, layout="d2t2", zero=2))
 
 
 def stop_and_resume(label, before, after, lanes=8):
