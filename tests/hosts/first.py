@@ -9,6 +9,7 @@ SOCKET lies in the file system that the hosts share, so it works where the netwo
 """
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,8 +19,7 @@ REQUEST_BYTES = 1 << 20
 
 
 def serve(name, hosts_file, path):
-    with open("/proc/sys/kernel/hostname", "w", encoding="ascii") as hostname:
-        hostname.write(name)
+    socket.sethostname(name)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
     subprocess.run(["mount", "--bind", hosts_file, "/etc/hosts"], check=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -31,7 +31,6 @@ def serve(name, hosts_file, path):
     signal.set_wakeup_fd(wake_in)
     waiting = {}  # process id: the connection that asked for it
     print("up", flush=True)
-    import select
     while True:
         ready = select.select([listener, wake], [], [])[0]
         if wake in ready:

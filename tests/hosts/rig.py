@@ -113,7 +113,7 @@ class Hosts(World):
     def mpi_options(self, hosts, ranks):
         names = ",".join(f"{host.name}:{max(1, ranks // len(hosts))}" for host in hosts)
         return ["--host", names, "--mca", "plm_rsh_agent", self.agent, "--mca", "btl", "self,vader,tcp", "--mca", "btl_tcp_if_include",
-                "eth0", "--mca", "oob_tcp_if_include", "eth0"]
+                "eth0", "--mca", "oob_tcp_if_include", "eth0", "--mca", "orte_tmpdir_base", self.folder]
 
     def start_on(self, hosts, ranks, *options, wait=True, **named):
         """mpirun over these hosts, one rank each unless said otherwise."""
