@@ -207,6 +207,17 @@ static void on_crash(int number, siginfo_t *info, void *context)
     end_by(number);
 }
 
+/* The launcher may have lost a host and end us before our own patience does. */
+static void say_silent_hosts(void)
+{
+    struct words w = {.used = 0};
+    words_text(&w, "trainerd: ended by the launcher on host ");
+    words_text(&w, words.host);
+    if (watch_name_silent(&w) == 0 || !kin_claim())
+        return;
+    finish(&w);
+}
+
 /* The launcher's, or whoever's. */
 static void on_stop(int number, siginfo_t *info, void *context)
 {
@@ -224,6 +235,8 @@ static void on_stop(int number, siginfo_t *info, void *context)
         words_int(&w, info->si_pid);
         finish(&w);
     }
+    if (end == KIN_ALL_ALIVE && !from_elsewhere)
+        say_silent_hosts();
     kin_await_words();
     end_by(number);
 }

@@ -137,11 +137,12 @@ void roll_meet(const struct roll_card *cards, int32_t count, int32_t rank)
 
 void roll_done(void)
 {
+    struct roll_host *hosts = roll.hosts;
     if (roll.fd >= 0)
         close(roll.fd);
-    free(roll.hosts);
     roll.fd = -1;
-    roll.hosts = NULL;
+    roll.hosts = NULL; /* first: a signal handler may ask who is silent */
+    free(hosts);
 }
 
 int32_t roll_hosts(void)

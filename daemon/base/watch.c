@@ -98,10 +98,15 @@ static int name_ranks(struct words *w, bool stopped)
     return named;
 }
 
+int32_t watch_name_silent(struct words *w)
+{
+    return roll_name_silent(w, now_ns(), watch.stuck_after_ns / 3, false);
+}
+
 /* What the host's first rank knows of the others: who does not answer, who is elsewhere. */
 static int name_hosts(struct words *w)
 {
-    int named = roll_name_silent(w, now_ns(), watch.stuck_after_ns / 3, false);
+    int named = watch_name_silent(w);
     return named ? named : roll_name_elsewhere(w);
 }
 

@@ -27,3 +27,8 @@ struct watch_place {
     bool inside;
 };
 struct watch_place watch_where(void); /* for signal handlers too */
+
+/* "; host node3 (rank 3) has not answered for 8 s", of those silent for a third of stuck_after; their number.
+ * For signal handlers too. */
+struct words;
+int32_t watch_name_silent(struct words *w);

@@ -199,7 +199,9 @@ def test_a_launcher_without_ranks_loses_a_host(world):
     all_end(world, 2 * STUCK_AFTER, "node3 cut off")
     need(first.wait(5) not in (0, 1, 2), f"the launch ended with {first.returncode}")
     with open(world.path("first.txt"), encoding="utf-8") as said:
-        need("node3" in said.read(), "node3 is not named")
+        need("on node node3" in said.read(), "mpirun does not name node3")
+    with open(world.path("state", "log"), encoding="utf-8") as said:
+        need("; host node3 (rank 2) has not answered" in said.read(), "the log does not name node3")
     second = launch(world.hosts[1:3], "second.txt")
     until(lambda: at_step(6), 60, "a step after the last checkpoint")
     need(world.ctl("status", env=there).out.find("d2t1p1c1") > 0, "the restart is not on two hosts")
