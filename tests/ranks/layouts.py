@@ -209,6 +209,19 @@ def threads():
     same(run("threads-1", 1, policy="fp32-master"), run("threads-2", 1, policy="fp32-master", threads=2))
 
 
+def twenty_steps():
+    """Training stays together: losses to 1e-5, and no tensor is further from one rank's than a thousandth of the way it went."""
+    start = run("twenty-start", 1, stop_at=1)  # the first update has a learning rate of 0
+    one = run("twenty-one", 1, steps=20)
+    for layout in ("d2", "t2", "c2", "p2", "d2t2p2", "t2c2p2"):
+        other = run(f"twenty-{layout}", ranks_of(layout), layout=layout, steps=20)
+        for (loss, *_), (loss2, *_) in zip(one.steps, other.steps):
+            assert abs(loss - loss2) <= 1e-5 * abs(loss), f"{layout}: losses {loss} and {loss2}"
+        for name, _ in one.tensors:
+            way, apart = math.dist(one.weights[name], start.weights[name]), math.dist(one.weights[name], other.weights[name])
+            assert way > 0 and apart <= 1e-3 * way, f"{layout}: {name} went {way:.3g} and is {apart:.3g} apart"
+
+
 def reduced_wire():
     """reduce=bf16 rounds what goes on the wire, and only that: near fp32, yet not equal to it."""
     exact, rounded = run("wire-32", 2), run("wire-16", 2, policy="fp32-master+compute=fp32+reduce=bf16")
@@ -421,6 +434,7 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "t_lanes_equal_bits_across_d_and_p": tensor_lanes,
          "t_starts_alike": tensor_starts_alike,
          "t_policies_train": tensor_policies,
+         "twenty_steps_stay_together": twenty_steps,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,
