@@ -64,6 +64,21 @@ def test_a_killed_stage_ends_all(world):
         daemon.all_gone()
 
 
+@bounded(90)
+def test_a_stopped_stage_ends_all(world):
+    """Its neighbour waits for what it was to send, and the one line names it."""
+    world.dataset()
+    daemon = world.start(2, "--layout", "p2", "--stuck-after", "4")
+    world.ctl("train", world.recipe(steps=100000))
+    world.ctl("wait", "--step", "2", timeout=60)
+    send(daemon.pids[1], signal.SIGSTOP)
+    need(daemon.wait_end(25) != 0, "the daemon ended with 0 although a stage was stopped")
+    lines = [line for line in daemon.said().splitlines() if "no progress" in line]
+    need(len(lines) == 1 and f"rank 1 (pid {daemon.pids[1]}) is stopped" in lines[0] and "operation=" in lines[0], f"said: {lines}")
+    send(daemon.pids[1], signal.SIGCONT)
+    daemon.all_gone()
+
+
 @bounded(60)
 def test_more_stages_than_layers(world):
     """Refused at the start and by set-layout, with what would fit; the model stands."""
