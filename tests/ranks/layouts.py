@@ -259,13 +259,15 @@ def context(tied):
 # Layout, query heads (of 2 key-value heads), packed or not, samples, ZeRO stage, recompute.
 TENSORS = (("t2", 4, 0, 13, 3, 0), ("t2", 4, 1, 5, 3, 1), ("t4", 4, 0, 13, 2, 1), ("t8", 8, 0, 5, 3, 0), ("d2t2", 4, 0, 13, 3, 1),
            ("d2t2", 4, 1, 5, 1, 0), ("d2t4", 4, 0, 13, 1, 0), ("d4t2", 4, 0, 13, 2, 0), ("t2c2", 4, 1, 5, 3, 0), ("d2t2c2", 4, 0, 13, 3, 1),
-           ("t2p2", 4, 0, 13, 1, 1), ("d2t2p2", 4, 0, 13, 1, 0), ("t2c2p2", 4, 1, 5, 3, 1), ("t4p2", 4, 0, 5, 1, 0), ("t4c2", 4, 0, 13, 3, 0))
+           ("t2p2", 4, 0, 13, 1, 1), ("d2t2p2", 4, 0, 13, 1, 0), ("t2c2p2", 4, 1, 5, 3, 1), ("t4p2", 4, 0, 5, 1, 0), ("t4c2", 4, 0, 13, 3, 0),
+           ("t2c4", 4, 0, 13, 3, 1))
 
 
 def tensor(tied):
     """Heads, ffn and an odd vocabulary cut over t ranks; each key-value head twice on t4, four times on t8."""
     for layout, heads, packed, batch, zero, again in TENSORS:
-        keys = {"tied": tied, "heads": heads, "batch": batch, "micro": "max_tokens: 100" if packed else "micro_batch: 2", "steps": 4}
+        keys = {"tied": tied, "heads": heads, "batch": batch,
+                "micro": "max_tokens: 100" if packed else "micro_batch: 2", "steps": 4}
         one = run(f"tensor-one-{tied}-{heads}-{packed}-{batch}", 1, **keys)
         near(one, run(f"tensor-{tied}-{layout}-{batch}", ranks_of(layout), **keys, layout=layout, zero=zero, recompute=again))
 
@@ -297,6 +299,19 @@ def tensor_policies():
         for (loss, norm, *_), (loss2, norm2, *_) in zip(one.steps, other.steps):
             assert abs(loss - loss2) < 1e-2 * loss and abs(norm - norm2) < 3e-2 * norm, f"{policy}: {loss}, {norm} against {loss2}, {norm2}"
         assert all(sent == planned for sent, planned in other.sent), f"{policy}: {other.sent}"
+
+
+def twenty_steps():
+    """Losses stay together, and all weights by far less than they have moved."""
+    keys = {"tied": "untied", "heads": 8, "steps": 20}
+    start, one = run("twenty-start", 1, **keys, stop_at=1), run("twenty-one", 1, **keys)  # the first update's learning rate is 0
+    for layout in ("d4", "c4", "p2", "t8", "d2t2c2", "d2t2p2"):
+        other = run(f"twenty-{layout}", ranks_of(layout), **keys, layout=layout)
+        for k, ((loss, *_), (loss2, *_)) in enumerate(zip(one.steps, other.steps)):
+            assert abs(loss - loss2) <= 1e-5 * loss, f"{layout}: loss {k} is {loss2}, wanted {loss}"
+        for name, _ in one.tensors:
+            moved, apart = math.dist(one.weights[name], start.weights[name]), math.dist(one.weights[name], other.weights[name])
+            assert apart <= 1e-3 * moved, f"{layout}: {name} is apart by {apart / moved:.3g} of its way"
 
 
 def context_lanes():
@@ -431,6 +446,7 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "p_lanes_equal_bits": pipeline_lanes,
          "t_agrees_tied": lambda: tensor("tied"),
          "t_agrees_untied": lambda: tensor("untied"),
+         "twenty_steps_agree": twenty_steps,
          "t_lanes_equal_bits_across_d_and_p": tensor_lanes,
          "t_starts_alike": tensor_starts_alike,
          "t_policies_train": tensor_policies,
