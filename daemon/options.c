@@ -56,7 +56,7 @@ static const struct key keys[] = {
     TEXT("checkpoint-dir", checkpoint_dir, "DIR (checkpoints/ in the state folder)"),
     TEXT("metrics", metrics, "ADDR: Prometheus over HTTP"),
     {"stuck-after", KEY_DOUBLE, offsetof(struct options, stuck_after), 0, 0.5, 86400, NULL,
-     "S: end when a collective makes no progress for so long (300)"},
+     "S: end when a collective makes no progress, or a host does not answer, for so long (300)"},
     FLAG("dry-run", dry_run,
          "the plan of memory, wire and time, then exit; one process alone plans for any --layout"),
     INT("ranks", ranks, 1, LIMIT_RANKS, "dry run: N ranks, all their layouts compared"),

@@ -141,6 +141,7 @@ void roll_done(void)
     if (roll.fd >= 0)
         close(roll.fd);
     roll.fd = -1;
+    roll.any_heard = false;
     roll.hosts = NULL; /* first: a signal handler may ask who is silent */
     free(hosts);
 }
