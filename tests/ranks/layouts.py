@@ -213,7 +213,7 @@ def twenty_steps():
     """Training stays together: losses to 1e-5, and no tensor is further from one rank's than a thousandth of the way it went."""
     start = run("twenty-start", 1, stop_at=1)  # the first update has a learning rate of 0
     one = run("twenty-one", 1, steps=20)
-    for layout in ("d2", "t2", "c2", "p2", "d2t2p2", "t2c2p2"):
+    for layout in ("d2", "t2", "t4", "c2", "p2", "d2t2p2", "t2c2p2"):
         other = run(f"twenty-{layout}", ranks_of(layout), layout=layout, steps=20)
         for (loss, *_), (loss2, *_) in zip(one.steps, other.steps):
             assert abs(loss - loss2) <= 1e-5 * abs(loss), f"{layout}: losses {loss} and {loss2}"
@@ -299,19 +299,6 @@ def tensor_policies():
         for (loss, norm, *_), (loss2, norm2, *_) in zip(one.steps, other.steps):
             assert abs(loss - loss2) < 1e-2 * loss and abs(norm - norm2) < 3e-2 * norm, f"{policy}: {loss}, {norm} against {loss2}, {norm2}"
         assert all(sent == planned for sent, planned in other.sent), f"{policy}: {other.sent}"
-
-
-def twenty_steps():
-    """Losses stay together, and all weights by far less than they have moved."""
-    keys = {"tied": "untied", "heads": 8, "steps": 20}
-    start, one = run("twenty-start", 1, **keys, stop_at=1), run("twenty-one", 1, **keys)  # the first update's learning rate is 0
-    for layout in ("d4", "c4", "p2", "t8", "d2t2c2", "d2t2p2"):
-        other = run(f"twenty-{layout}", ranks_of(layout), **keys, layout=layout)
-        for k, ((loss, *_), (loss2, *_)) in enumerate(zip(one.steps, other.steps)):
-            assert abs(loss - loss2) <= 1e-5 * loss, f"{layout}: loss {k} is {loss2}, wanted {loss}"
-        for name, _ in one.tensors:
-            moved, apart = math.dist(one.weights[name], start.weights[name]), math.dist(one.weights[name], other.weights[name])
-            assert apart <= 1e-3 * moved, f"{layout}: {name} is apart by {apart / moved:.3g} of its way"
 
 
 def context_lanes():
@@ -446,7 +433,6 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "p_lanes_equal_bits": pipeline_lanes,
          "t_agrees_tied": lambda: tensor("tied"),
          "t_agrees_untied": lambda: tensor("untied"),
-         "twenty_steps_agree": twenty_steps,
          "t_lanes_equal_bits_across_d_and_p": tensor_lanes,
          "t_starts_alike": tensor_starts_alike,
          "t_policies_train": tensor_policies,
