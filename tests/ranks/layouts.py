@@ -73,6 +73,7 @@ class Result:
                     self.labelled = self.labelled or int(words[6])
                     self.sent.append((int(words[7]), int(words[8])))  # by rank 0 in that step, and as --dry-run plans it
         self.weights = self.read(f"{out}/weights")
+        self.initial = self.read(f"{out}/initial")
         self.gradient = self.read(f"{out}/gradient")
 
     def read(self, path):
@@ -209,19 +210,6 @@ def threads():
     same(run("threads-1", 1, policy="fp32-master"), run("threads-2", 1, policy="fp32-master", threads=2))
 
 
-def twenty_steps():
-    """Training stays together: losses to 1e-5, and no tensor is further from one rank's than a thousandth of the way it went."""
-    start = run("twenty-start", 1, stop_at=1)  # the first update has a learning rate of 0
-    one = run("twenty-one", 1, steps=20)
-    for layout in ("d2", "t2", "t4", "c2", "p2", "d2t2p2", "t2c2p2"):
-        other = run(f"twenty-{layout}", ranks_of(layout), layout=layout, steps=20)
-        for (loss, *_), (loss2, *_) in zip(one.steps, other.steps):
-            assert abs(loss - loss2) <= 1e-5 * abs(loss), f"{layout}: losses {loss} and {loss2}"
-        for name, _ in one.tensors:
-            way, apart = math.dist(one.weights[name], start.weights[name]), math.dist(one.weights[name], other.weights[name])
-            assert way > 0 and apart <= 1e-3 * way, f"{layout}: {name} went {way:.3g} and is {apart:.3g} apart"
-
-
 def reduced_wire():
     """reduce=bf16 rounds what goes on the wire, and only that: near fp32, yet not equal to it."""
     exact, rounded = run("wire-32", 2), run("wire-16", 2, policy="fp32-master+compute=fp32+reduce=bf16")
@@ -240,7 +228,7 @@ def accumulate_bf16():
         assert abs(loss - loss2) < 1e-2 * loss
 
 
-CONTEXT_LAYOUTS = ("c2", "d2c2", "c4", "c8", "d4c2", "d2c4")
+CONTEXT_LAYOUTS = ("c2", "d2c2", "c4")
 
 
 def ranks_of(layout):
@@ -256,11 +244,41 @@ def context(tied):
     near(run(f"context-{tied}-packed-one", 1, **packed), run(f"context-{tied}-packed", 4, layout="d2c2", zero=2, **packed))
 
 
+def trained_alike(one, other):
+    """Every loss to 1e-5, and what training did to each tensor to 1e-3 of its length."""
+    for step, ((loss, *_), (loss2, *_)) in enumerate(zip(one.steps, other.steps)):
+        assert abs(loss - loss2) <= 1e-5 * abs(loss), f"step {step + 1}: loss {loss} against {loss2}"
+    for name, _ in one.tensors:
+        assert one.initial[name].tobytes() == other.initial[name].tobytes(), f"{name} does not begin alike"
+        way = math.dist(one.weights[name], one.initial[name])
+        apart = math.dist(one.weights[name], other.weights[name])
+        assert 0 < way and apart <= 1e-3 * way, f"{name}: after {len(one.steps)} steps {apart / way:.3g} of its way apart"
+
+
+def compositions(ranks):
+    """Every way of writing ranks, a power of two, as d t c p."""
+    return [{"d": d, "t": t, "c": c, "p": ranks // (d * t * c)} for d in (1, 2, 4, 8) for t in (1, 2, 4, 8) for c in (1, 2, 4, 8)
+            if ranks % (d * t * c) == 0]
+
+
+def matrix():
+    """All 34 layouts of 2, 4 and 8 ranks against one rank, over 20 steps; ZeRO stages and recompute take turns."""
+    tried = 0
+    for ranks in RANKS:
+        for counts in compositions(ranks):
+            layout = "".join(f"{axis}{count}" for axis, count in counts.items())
+            keys = {"layers": max(4, counts["p"]), "heads": 8, "steps": 20}
+            one = run(f"matrix-one-{keys['layers']}", 1, **keys)
+            other = run(f"matrix-{layout}", ranks, layout=layout, zero=1 + tried % 3, recompute=tried // 3 % 2, **keys)
+            near(one, other)
+            trained_alike(one, other)
+            tried += 1
+    assert tried == 34
+
+
 # Layout, query heads (of 2 key-value heads), packed or not, samples, ZeRO stage, recompute.
 TENSORS = (("t2", 4, 0, 13, 3, 0), ("t2", 4, 1, 5, 3, 1), ("t4", 4, 0, 13, 2, 1), ("t8", 8, 0, 5, 3, 0), ("d2t2", 4, 0, 13, 3, 1),
-           ("d2t2", 4, 1, 5, 1, 0), ("d2t4", 4, 0, 13, 1, 0), ("d4t2", 4, 0, 13, 2, 0), ("t2c2", 4, 1, 5, 3, 0), ("d2t2c2", 4, 0, 13, 3, 1),
-           ("t2p2", 4, 0, 13, 1, 1), ("d2t2p2", 4, 0, 13, 1, 0), ("t2c2p2", 4, 1, 5, 3, 1), ("t4p2", 4, 0, 5, 1, 0), ("t4c2", 4, 0, 13, 3, 0),
-           ("t2c4", 4, 0, 13, 3, 1))
+           ("d2t2", 4, 1, 5, 1, 0), ("t2c2", 4, 1, 5, 3, 0), ("t2p2", 4, 0, 13, 1, 1), ("t2c2p2", 4, 1, 5, 3, 1))
 
 
 def tensor(tied):
@@ -311,9 +329,7 @@ def context_lanes():
 # Layout, layers, micro-batches of one sequence or two in a batch of 13, samples, ZeRO stage, recompute.
 PIPELINES = (("p2", 2, 2, 13, 1, 0), ("p2", 3, 1, 5, 3, 1), ("p2", 3, 1, 1, 2, 0), ("p4", 5, 1, 3, 1, 0), ("p4", 5, 1, 6, 3, 1),
              ("d2p2", 3, 2, 13, 1, 1), ("d2p2", 2, 2, 13, 3, 0), ("d2p2", 2, 1, 1, 2, 0), ("c2p2", 3, 2, 13, 2, 1),
-             ("d2c2p2", 2, 2, 13, 1, 0), ("d2p4", 4, 1, 6, 1, 0), ("p8", 8, 1, 5, 1, 0),
-             ("t2p2", 3, 1, 5, 1, 1), ("d2t2p2", 2, 2, 13, 3, 0), ("t2c2p2", 2, 2, 5, 2, 0), ("t4p2", 2, 1, 3, 1, 0), ("t2p4", 5, 1, 6, 1, 1),
-             ("d4p2", 2, 1, 5, 1, 0), ("c2p4", 4, 1, 3, 1, 0), ("c4p2", 2, 2, 5, 1, 0))
+             ("p8", 8, 1, 5, 1, 0), ("t2p2", 3, 1, 5, 1, 1), ("t2p4", 5, 1, 6, 1, 1))
 
 
 def pipeline(tied):
@@ -412,7 +428,8 @@ def injected():
         caught(bug)
 
 
-TESTS = {"d_agree_tied": lambda: plain("tied"),
+TESTS = {"all_layouts_agree": matrix,
+         "d_agree_tied": lambda: plain("tied"),
          "d_agree_untied": lambda: plain("untied"),
          "lanes_equal_bits_fp32_batch_above_L": lambda: lanes("fp32", "micro_batch: 1", 20),
          "lanes_equal_bits_fp32_packed_short_batch": lambda: lanes("fp32", "max_tokens: 100", 5),
@@ -436,7 +453,6 @@ TESTS = {"d_agree_tied": lambda: plain("tied"),
          "t_lanes_equal_bits_across_d_and_p": tensor_lanes,
          "t_starts_alike": tensor_starts_alike,
          "t_policies_train": tensor_policies,
-         "twenty_steps_stay_together": twenty_steps,
          "recompute_equal_bits": recompute,
          "threads_equal_bits": threads,
          "reduce_bf16_rounds_the_wire": reduced_wire,

@@ -184,6 +184,7 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         fail(&err);
     if (steps)
         describe(engine, steps);
+    dump(engine, out, "initial", false);
     while (engine->state == STATE_RUNNING) {
         bool last = engine->run.k + 1 == engine->run.steps;
         const struct workspace *w = &engine->run.workspace;
