@@ -167,8 +167,7 @@ def test_a_wrong_number_of_ranks(world):
 
 @bounded(90)
 def test_what_is_not_built_says_so(world):
-    for options in (("--listen", "tcp:127.0.0.1:7777"), ("--metrics", "127.0.0.1:9090"), ("--device", "cuda"),
-                    ("--layout", "t2"), ("--layout", "p2")):
+    for options in (("--listen", "tcp:127.0.0.1:7777"), ("--metrics", "127.0.0.1:9090"), ("--device", "cuda")):
         daemon = world.start(2, *options, wait=False, state="state" + options[0] + options[1].replace(":", "-"))
         code = daemon.wait_end(20)
         need(code == 2, f"{options} ended with {code}, wanted 2: {daemon.said()[-400:]}")
