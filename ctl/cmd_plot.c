@@ -26,7 +26,20 @@ static bool latest_run(const char *folder, char run[LIMIT_NAME_BYTES], struct er
     return err_hint(err, "start one: trainctl train RECIPE.yaml");
 }
 
-/* "bf16, then fp32-master (run 3)": what the curve of a run is called. */
+/* "run-0003, d4t2p1c1", from the run's own record. */
+static void name_run(char name[LIMIT_NAME_BYTES], const char *folder, const char *run)
+{
+    char path[LIMIT_PATH_BYTES];
+    struct err none = ERR_INIT;
+    json_t *about = records_path(path, sizeof path, folder, run, "run.json", &none)
+                        ? json_load_file(path, 0, NULL)
+                        : NULL;
+    const char *layout = json_string_value(json_object_get(about, "layout"));
+    snprintf(name, LIMIT_NAME_BYTES, "%.40s%s%.24s", run, layout ? ", " : "", layout ? layout : "");
+    json_decref(about);
+}
+
+/* "bf16, then fp32-master (run-0003, d8t1p1c1)": what the curve of a run is called. */
 static void name_curve(char name[LIMIT_NAME_BYTES], const char *run, const json_t *steps)
 {
     const json_t *first = json_array_get(steps, 0), *last = json_array_get(steps, json_array_size(steps) - 1);
@@ -35,16 +48,16 @@ static void name_curve(char name[LIMIT_NAME_BYTES], const char *run, const json_
     if (began == NULL || ended == NULL)
         snprintf(name, LIMIT_NAME_BYTES, "%s", run);
     else if (strcmp(began, ended) == 0)
-        snprintf(name, LIMIT_NAME_BYTES, "%.60s (%.40s)", began, run);
+        snprintf(name, LIMIT_NAME_BYTES, "%.60s (%.60s)", began, run);
     else
-        snprintf(name, LIMIT_NAME_BYTES, "%.36s, then %.36s (%.36s)", began, ended, run);
+        snprintf(name, LIMIT_NAME_BYTES, "%.30s, then %.30s (%.56s)", began, ended, run);
 }
 
 /* One run into every panel. */
 static bool add_run(struct plot *plot, const char *folder, const char *run, struct err *err)
 {
     static const char *const fields[] = {"loss", "update_quality", "lr"};
-    char path[LIMIT_PATH_BYTES], name[LIMIT_NAME_BYTES];
+    char path[LIMIT_PATH_BYTES], called[LIMIT_NAME_BYTES], name[LIMIT_NAME_BYTES];
     json_t *steps = NULL;
     if (!records_path(path, sizeof path, folder, run, "events.jsonl", err))
         return false;
@@ -54,7 +67,8 @@ static bool add_run(struct plot *plot, const char *folder, const char *run, stru
     }
     if (!plot_read_events(path, &steps, err))
         return false;
-    name_curve(name, run, steps);
+    name_run(called, folder, run);
+    name_curve(name, called, steps);
     bool fine = true;
     const int drawn = sizeof fields / sizeof fields[0];
     for (int p = 0; fine && p < plot->panel_count && p < drawn; p++)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Looks at what a quickstart left: check_quickstart.py DIR [--short]. Without --short the finding itself is demanded."""
+"""Looks at what a quickstart --layouts left: check_quickstart.py DIR [--short]. Without --short the finding itself is demanded."""
 import json
 import os
 import subprocess
@@ -30,6 +30,19 @@ def main():
             wrong.append(f"{row['policy']}: ratio {row['ratio']:.2f}, wanted 1.1 or less")
         if (row["update_quality"] < 0.95) != fault:
             wrong.append(f"{row['policy']}: update_quality {row['update_quality']:.3f}")
+    layouts = os.path.join(folder, "layouts.json")
+    if os.path.exists(layouts):
+        rows = json.load(open(layouts, encoding="utf-8"))
+        if [row["layout"] for row in rows] != ["d8", "d8", "d4c2", "d4t2", "d4p2", "d8"] or not os.path.exists(os.path.join(folder, "layouts.png")):
+            wrong.append(f"the seed's rows are {[row['layout'] for row in rows]}")
+        for row in rows:
+            ratio, fault = row["final_loss"] / rows[0]["final_loss"], row["policy"] == "bf16"
+            if not short and (ratio < 2 if fault else abs(ratio - 1) > 0.1):
+                wrong.append(f"{row['layout']} under {row['policy']}: {ratio:.2f} times the first row's loss")
+            if short and not fault and abs(ratio - 1) > 1e-2:
+                wrong.append(f"{row['layout']}: layouts part within 20 steps, {ratio:.4f}")
+    else:
+        wrong.append("layouts.json is missing")
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "deploy", "quickstart.d", "conclusion.py")
     said = subprocess.run([sys.executable, script, os.path.join(folder, "table.json"), *sys.argv[2:]], check=True,
                           capture_output=True, text=True).stdout
