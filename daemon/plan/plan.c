@@ -227,10 +227,12 @@ static void describe(struct plan *plan, const struct engine *engine, const struc
 /* Memory and wire of the fullest, time of the slowest. */
 static void join(struct plan *plan, const struct plan *other)
 {
-    struct estimate slowest = other->time.step > plan->time.step ? other->time : plan->time;
-    if (other->bytes > plan->bytes)
-        *plan = *other;
-    plan->time = slowest;
+    struct plan both = other->bytes > plan->bytes ? *other : *plan;
+    both.time = other->time.step > plan->time.step ? other->time : plan->time;
+    for (int s = 0; s < PLAN_STAGES; s++)
+        both.stage_bytes[s] =
+            plan->stage_bytes[s] > other->stage_bytes[s] ? plan->stage_bytes[s] : other->stage_bytes[s];
+    *plan = both;
 }
 
 static void join_ranks(struct plan *plan, struct comm *comm)
@@ -258,6 +260,8 @@ static bool make_rank(struct plan *plan, struct engine *engine, const struct pla
     if ((request->recipe || request->sequence > 0) && !make_step(engine, request, err))
         return false;
     describe(plan, engine, request);
+    if (engine->groups.place.p < PLAN_STAGES)
+        plan->stage_bytes[engine->groups.place.p] = plan->bytes;
     return true;
 }
 

@@ -9,7 +9,7 @@
 #include "engine.h"
 #include "estimate.h"
 
-enum { PLAN_KINDS = 24 };
+enum { PLAN_KINDS = 24, PLAN_STAGES = 64 };
 
 /* What one rank sends in a step, by what it is; all collectives of `comm` that carry device memory. */
 enum plan_wire {
@@ -45,7 +45,8 @@ struct plan {
         int64_t bytes;
     } rows[PLAN_KINDS];
     int32_t count;
-    int64_t bytes; /* the sum of the rows: of the fullest rank */
+    int64_t bytes;                    /* the sum of the rows: of the fullest rank */
+    int64_t stage_bytes[PLAN_STAGES]; /* the same of each stage's fullest rank; of the first ones */
     int64_t there;
     /* Of a run; 0 without one. */
     int64_t steps, micro_batches, micro_batch_tokens; /* micro-batches of a rank in a step; its rows of one */

@@ -20,6 +20,21 @@ static void print_bytes(const char *before, int64_t bytes, const char *after)
     printf("%-22s%18lld  %s%s\n", before, (long long)bytes, text, after);
 }
 
+/* Stages hold different things. */
+static void print_stages(const struct plan *plan)
+{
+    int32_t stages = plan->layout.p < PLAN_STAGES ? plan->layout.p : PLAN_STAGES;
+    char text[16];
+    if (stages == 1)
+        return;
+    printf("%-22s", "total, by stage");
+    for (int32_t s = 0; s < stages; s++) {
+        scaled(text, (double)plan->stage_bytes[s]);
+        printf("%s%s", s > 0 ? ", " : "", text);
+    }
+    printf("\n");
+}
+
 /* The parts of a step's time, by name. */
 static const struct {
     const char *key, *label;
@@ -74,6 +89,7 @@ void plan_print(const struct plan *plan, const struct engine_options *options, c
     for (int32_t i = 0; i < plan->count; i++)
         print_bytes(plan->rows[i].kind, plan->rows[i].bytes, "");
     print_bytes("total", plan->bytes, "");
+    print_stages(plan);
     if (plan->there >= 0)
         print_bytes("there", plan->there, plan_fits(plan) ? ": it fits" : ": it does not fit");
     if (plan->micro_batches == 0) {
@@ -126,6 +142,9 @@ static json_t *to_json(const struct plan *plan)
 {
     char layout[64];
     layout_print(&plan->layout, layout, sizeof layout);
+    json_t *stages = json_array();
+    for (int32_t s = 0; s < plan->layout.p && s < PLAN_STAGES; s++)
+        json_array_append_new(stages, json_integer(plan->stage_bytes[s]));
     json_t *memory = json_object(), *wire = json_object(), *seconds = json_object();
     for (int32_t i = 0; i < plan->count; i++)
         json_object_set_new(memory, plan->rows[i].kind, json_integer(plan->rows[i].bytes));
@@ -137,8 +156,9 @@ static json_t *to_json(const struct plan *plan)
     for (int i = 0; i < PARTS; i++)
         json_object_set_new(seconds, parts[i].key, json_real(part_of(&plan->time, i)));
     bool known = plan->time.step > 0, there = plan->there >= 0;
-    return json_pack("{ss, si, so, sI, so, so, sI, sI, sI, sI, so, so, so, so}", "layout", layout, "zero",
-                     plan->zero, "memory", memory, "memory_bytes", (json_int_t)plan->bytes, "memory_there",
+    return json_pack("{ss, si, so, sI, so, so, so, sI, sI, sI, sI, so, so, so, so}", "layout", layout, "zero",
+                     plan->zero, "memory", memory, "memory_bytes", (json_int_t)plan->bytes,
+                     "memory_bytes_by_stage", stages, "memory_there",
                      there ? json_integer(plan->there) : json_null(), "fits",
                      there ? json_boolean(plan_fits(plan)) : json_null(), "steps", (json_int_t)plan->steps,
                      "micro_batches", (json_int_t)plan->micro_batches, "micro_batch_tokens",
