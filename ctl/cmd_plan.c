@@ -96,13 +96,20 @@ static bool take_from_daemon(struct call *call, struct arguments *arguments, str
     return true;
 }
 
+/* One layout for a person's eyes: trainerd's own words, its assumptions included. */
+static bool shows_in_full(const struct call *call)
+{
+    return call->output == OUTPUT_TABLE && call_option(call, "layout");
+}
+
 static bool gather_arguments(struct call *call, struct arguments *arguments, struct err *err)
 {
     char program[PLAN_TEXT_BYTES], path[LIMIT_PATH_BYTES];
     find_trainerd(program);
     add(arguments, program);
     add(arguments, "--dry-run");
-    add(arguments, "--json");
+    if (!shows_in_full(call))
+        add(arguments, "--json");
     if (call->argument_count > 0 && !call_absolute(path, call->arguments[0], err))
         return false;
     if (call->argument_count > 0)
@@ -116,6 +123,8 @@ static bool gather_arguments(struct call *call, struct arguments *arguments, str
         if (said && strcmp(o->name, "policy") == 0)
             add(arguments, "--yes"); /* nothing is trained under it */
     }
+    if (!call_option(call, "layout"))
+        add_option(arguments, "layout", ""); /* all of them, whatever TRAINERD_LAYOUT says */
     if (call->argument_count > 0 && !call_option(call, "ranks") && !call_option(call, "layout")) {
         err_set(err, ERR_INVALID, "for how many ranks?");
         return err_hint(err, "say --ranks N, or --layout LAYOUT");
@@ -123,8 +132,9 @@ static bool gather_arguments(struct call *call, struct arguments *arguments, str
     return true;
 }
 
-/* Its one JSON value, or NULL and its exit code; what it says on stderr goes to ours. */
-static json_t *run_trainerd(struct arguments *arguments, int *status, struct err *err)
+/* Its one JSON value, or NULL and its exit code; what it says on stderr goes to ours, and under `in_full` on
+ * stdout too. */
+static json_t *run_trainerd(struct arguments *arguments, bool in_full, int *status, struct err *err)
 {
     extern char **environ;
     int pipes[2];
@@ -135,13 +145,14 @@ static json_t *run_trainerd(struct arguments *arguments, int *status, struct err
         return NULL;
     }
     posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, pipes[1], STDOUT_FILENO);
+    if (!in_full)
+        posix_spawn_file_actions_adddup2(&actions, pipes[1], STDOUT_FILENO);
     posix_spawn_file_actions_addclose(&actions, pipes[0]);
     int failed = posix_spawnp(&child, arguments->list[0], &actions, NULL, arguments->list, environ);
     posix_spawn_file_actions_destroy(&actions);
     close(pipes[1]);
     FILE *said = fdopen(pipes[0], "r");
-    json_t *plan = failed == 0 && said ? json_loadf(said, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
+    json_t *plan = failed == 0 && said && !in_full ? json_loadf(said, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
     if (said)
         fclose(said);
     if (failed != 0) {
@@ -174,6 +185,20 @@ static void print_plan(const struct call *call, const json_t *plan)
     json_decref(one);
 }
 
+/* What the table stands on. */
+static void note_basis(const struct call *call, const json_t *plan)
+{
+    const json_t *machine = json_object_get(plan, "machine");
+    call_note(call, "%s, policy %s%s, %s", text_at(plan, "architecture"), text_at(plan, "policy"),
+              strcmp(text_at(plan, "recompute"), "block") == 0 ? ", blocks recomputed" : "",
+              json_is_string(machine) ? json_string_value(machine)
+                                      : "no times: name a --machine, or run trainctl doctor here");
+    const json_t *first = json_array_get(json_object_get(plan, "plans"), 0);
+    if (json_integer_value(json_object_get(first, "micro_batches")) == 0)
+        call_note(call, "without --run RECIPE or --sequence N there are no micro-batches: "
+                        "activations, traffic and time come on top");
+}
+
 int cmd_plan(struct call *call)
 {
     struct err err = ERR_INIT;
@@ -181,14 +206,11 @@ int cmd_plan(struct call *call)
     int status = EXIT_REFUSED;
     json_t *plan = NULL;
     if (gather_arguments(call, &arguments, &err))
-        plan = run_trainerd(&arguments, &status, &err);
+        plan = run_trainerd(&arguments, shows_in_full(call), &status, &err);
     if (plan)
         print_plan(call, plan);
     if (plan && call->output == OUTPUT_TABLE)
-        call_note(call, "%s, %s", json_string_value(json_object_get(plan, "architecture")),
-                  json_is_string(json_object_get(plan, "machine"))
-                      ? json_string_value(json_object_get(plan, "machine"))
-                      : "no machine named: no times (--machine)");
+        note_basis(call, plan);
     json_decref(plan);
     for (int i = 0; i < arguments.count; i++)
         free(arguments.list[i]);

@@ -73,9 +73,9 @@ const struct command commands[] = {
      .options = {{"zero", "N", "the ZeRO stage, 1 to 3 (the one asked for before, else 3; with p > 1: 1)"}, DRY_RUN}},
     {"plan", "[CONFIG]", 0, 1, "the layouts that fit and what they cost: memory, bytes sent, time", .run = cmd_plan,
      .more = "Of the daemon's model and run, or of a config.json without a daemon. Planned by trainerd --dry-run, without the\n"
-             "hardware it is about. Time is from a roofline of the machine; its assumptions: trainerd --dry-run of one layout.",
+             "hardware it is about. Time is from a roofline of the machine; its assumptions come with --layout.",
      .options = {{"ranks", "N", "compare all layouts of N ranks (the daemon's)"},
-                 {"layout", "LAYOUT", "one layout, in full"},
+                 {"layout", "LAYOUT", "one layout, in full: memory by kind, bytes by collective, parts of a step's time"},
                  {"machine", "NAME", "cpu (this host, where it is planned for the daemon's ranks), h100, h200 or b200"},
                  {"policy", "POLICY", "(the daemon's)"},
                  {"zero", "N", "ZeRO stage (3; 1 with p)"},

@@ -3,6 +3,7 @@
 #include "dry_run.h"
 #include "engine.h"
 #include "file.h"
+#include "fit.h"
 #include "handlers.h"
 #include "host.h"
 #include "kin.h"
@@ -131,15 +132,41 @@ static double measured_product(const char *state_dir)
     return flops > 0 ? flops : 0;
 }
 
+/* --ranks beside --layout: that layout alone is meant, and has to be of as many. */
+static bool ranks_of_layout(struct daemon *d, struct err *err)
+{
+    int32_t product = layout_product(d->options.layout);
+    if (product != 0 && product != d->options.ranks) {
+        err_set(err, ERR_INVALID, "the layout %s is one of %d ranks, not of %lld", d->options.layout, product,
+                (long long)d->options.ranks);
+        return err_hint(err, "leave out --layout to compare all layouts of %lld",
+                        (long long)d->options.ranks);
+    }
+    d->options.ranks = 0;
+    return true;
+}
+
+/* Which layouts would do, where it is known for which model and ranks. False. */
+static bool advise_layout(const struct daemon *d, struct err *err)
+{
+    struct model_config config;
+    struct err unknown = ERR_INIT;
+    const char *model = d->options.model[0] ? d->options.model : d->options.init;
+    return d->comm.ranks > 1 && model[0] && model_config_load(&config, model, &unknown) &&
+           fit_advise(&config, d->comm.ranks, err);
+}
+
 static bool settle_options(struct daemon *d, struct err *err)
 {
     struct engine_options *o = &d->engine_options;
     static const char *const computes[] = {NULL, "bf16", "fp32"};
     int32_t elsewhere = d->options.dry_run && d->comm.ranks == 1 ? layout_product(d->options.layout) : 0;
+    if (d->options.dry_run && d->options.ranks && d->options.layout[0] && !ranks_of_layout(d, err))
+        return false;
     if (d->options.dry_run && d->options.ranks)
         o->layout = (struct layout){1, 1, 1, 1}; /* all there are will be compared */
     else if (!layout_parse(&o->layout, d->options.layout, elsewhere ? elsewhere : d->comm.ranks, err))
-        return false;
+        return advise_layout(d, err);
     if (!engine_lanes_fit(d->options.lanes, &o->layout, err))
         return false;
     const char *policy = d->options.policy[0] ? d->options.policy : policy_default().name;

@@ -59,13 +59,18 @@ int fit_list(const struct model_config *config, int32_t ranks, char *text, size_
     return found;
 }
 
-bool fit_layout(const struct layout *layout, const struct model_config *config, struct err *err)
+bool fit_advise(const struct model_config *config, int32_t ranks, struct err *err)
 {
     char list[ERR_TEXT_BYTES - 128];
-    int32_t ranks = layout->d * layout->t * layout->p * layout->c;
-    if (check(layout, config, err))
-        return true;
-    if (fit_list(config, ranks, list, sizeof list) == 0)
-        return err_hint(err, "no layout of %d ranks fits this model: use another number", ranks);
-    return err_hint(err, "of %d ranks %s fit this model; c may take the place of d", ranks, list);
+    int found = fit_list(config, ranks, list, sizeof list);
+    if (found == 0)
+        return err_advise(err, "no layout of %d ranks fits this model: use another number", ranks);
+    return err_advise(err, "of %d ranks %s %s this model; c may take the place of d", ranks, list,
+                      found == 1 ? "fits" : "fit");
+}
+
+bool fit_layout(const struct layout *layout, const struct model_config *config, struct err *err)
+{
+    return check(layout, config, err) ||
+           fit_advise(config, layout->d * layout->t * layout->p * layout->c, err);
 }

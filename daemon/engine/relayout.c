@@ -4,6 +4,7 @@
  *
  * What belongs to a layout points into the engine: a shard to its group, its table to the body. So the two
  * sides change places, and only the one that is in the engine's place is made, used, or freed. */
+#include "fit.h"
 #include "handlers.h"
 
 #include "log.h"
@@ -145,15 +146,18 @@ static void describe(struct engine *engine, const struct relayout *new, struct c
     result->bytes_moved = comm_sum_int(engine->comm, new->move.bytes);
 }
 
-/* Without lanes a global batch is cut for d ranks, so from here on sums are made in another order. */
+/* From here on sums are made in another order: t cuts those of products, c those of tokens, and without lanes
+ * a global batch is cut for d ranks. */
 static void note_order(const struct engine *engine, const struct layout *layout,
                        struct command_result *result)
 {
-    if (engine->has_run && !engine->options.lanes && layout->d != engine->options.layout.d)
+    const struct layout *before = &engine->options.layout;
+    bool d_alone = layout->t == before->t && layout->c == before->c;
+    if (engine->has_run && (!d_alone || (!engine->options.lanes && layout->d != before->d)))
         snprintf(result->text, sizeof result->text,
-                 "without --lanes sums are made in the order of the layout: the coming losses are those of a "
-                 "run that was saved and restarted under %s",
-                 result->layout_after);
+                 "%ssums are made in the order of the layout: the coming losses are those of a run that was "
+                 "saved and restarted under %s",
+                 d_alone ? "without --lanes " : "", result->layout_after);
 }
 
 static void announce(struct engine *engine, const struct command_result *result)
@@ -171,8 +175,9 @@ bool handle_set_layout(struct engine *engine, const struct command *command, str
     struct layout layout;
     const struct engine_options *o = &engine->options;
     int32_t asked = command->u.set_layout.zero ? command->u.set_layout.zero : o->zero_asked;
-    if (!layout_parse(&layout, command->u.set_layout.layout, engine->comm->ranks, err) ||
-        !engine_lanes_fit(o->lanes, &layout, err))
+    if (!layout_parse(&layout, command->u.set_layout.layout, engine->comm->ranks, err))
+        return engine->comm->ranks > 1 && fit_advise(&engine->body.model.config, engine->comm->ranks, err);
+    if (!engine_lanes_fit(o->lanes, &layout, err))
         return false;
     int32_t zero = asked ? asked : layout_zero(&layout);
     layout_print(&o->layout, result->layout_before, sizeof result->layout_before);

@@ -94,8 +94,7 @@ void plan_print(const struct plan *plan, const struct engine_options *options, c
         print_bytes("there", plan->there, plan_fits(plan) ? ": it fits" : ": it does not fit");
     if (plan->micro_batches == 0) {
         printf("\nwithout --run RECIPE or --sequence N there are no micro-batches: activations and traffic "
-               "come on "
-               "top\n");
+               "come on top\n");
         return;
     }
     printf("\n");
@@ -125,7 +124,10 @@ void plan_print_table(const struct plan *plans, int32_t count, const struct engi
             sent += (double)p->traffic.bytes[w];
         layout_print(&p->layout, layout, sizeof layout);
         scaled(memory, (double)p->bytes);
-        scaled(wire, sent);
+        if (p->micro_batches > 0)
+            scaled(wire, sent);
+        else
+            snprintf(wire, sizeof wire, "-");
         printf("%-14s%5d%14s%8s%12s", layout, p->zero, memory,
                p->there < 0   ? "-"
                : plan_fits(p) ? "yes"
@@ -156,14 +158,15 @@ static json_t *to_json(const struct plan *plan)
     for (int i = 0; i < PARTS; i++)
         json_object_set_new(seconds, parts[i].key, json_real(part_of(&plan->time, i)));
     bool known = plan->time.step > 0, there = plan->there >= 0;
-    return json_pack("{ss, si, so, sI, so, so, so, sI, sI, sI, sI, so, so, so, so}", "layout", layout, "zero",
+    return json_pack("{ss, si, so, sI, so, so, so, sI, sI, sI, so, so, so, so, so}", "layout", layout, "zero",
                      plan->zero, "memory", memory, "memory_bytes", (json_int_t)plan->bytes,
                      "memory_bytes_by_stage", stages, "memory_there",
                      there ? json_integer(plan->there) : json_null(), "fits",
                      there ? json_boolean(plan_fits(plan)) : json_null(), "steps", (json_int_t)plan->steps,
                      "micro_batches", (json_int_t)plan->micro_batches, "micro_batch_tokens",
-                     (json_int_t)plan->micro_batch_tokens, "wire_bytes", (json_int_t)sent, "wire", wire,
-                     "seconds", known ? seconds : (json_decref(seconds), json_null()), "tokens_per_second",
+                     (json_int_t)plan->micro_batch_tokens, "wire_bytes",
+                     plan->micro_batches > 0 ? json_integer(sent) : json_null(), "wire", wire, "seconds",
+                     known ? seconds : (json_decref(seconds), json_null()), "tokens_per_second",
                      known ? json_real(plan->time.tokens_per_second) : json_null(), "model_flops_utilization",
                      known ? json_real(plan->time.utilization) : json_null());
 }

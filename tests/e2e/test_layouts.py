@@ -39,7 +39,7 @@ def test_a_run_moves_and_goes_on(world):
     need(world.json("runs")["runs"][-1]["layout"] == "d2t2p1c1", "runs shows the layout it began with")
     world.ctl("pause")
     step = world.status()["step"]
-    for layout, says in (("d3", "4"), ("d2d2", "once"), ("", "layout"), ("d8", "8"), ("fast", "d8t1p1c1"), ("t4", "fit this model"), ("p4", "fit this model")):
+    for layout, says in (("d3", "d4, d2p2"), ("d2d2", "once"), ("", "layout"), ("d8", "8"), ("fast", "d4, d2p2"), ("t4", "fit this model"), ("p4", "fit this model")):
         world.refused("set-layout", layout, says=(says,))
     world.refused("set-layout", "d4", "--zero", "4", code=2, says=("--zero",))
     need("already" in world.ctl("set-layout", "d2t2").out, "the layout that it has is not said to be there")

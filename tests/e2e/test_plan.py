@@ -120,6 +120,11 @@ def test_layouts_compared(world):
     one = world.json("plan", large, "--layout", found[1]["layout"], *words)
     need(all(one[key] == found[1][key] for key in found[1]), f"alone {one}, compared {found[1]}")
     world.ctl("plan", large, "--ranks", "8", "--machine", "h20", code=2)
+    world.refused("plan", large, "--ranks", "16", "--layout", "d8", code=2, says=("d8", "16"))
+    full = world.ctl("plan", large, "--ranks", "8", "--layout", "d4t2", *words).out
+    need("arena" in full and "weights, to gather" in full and "attention" in full, f"one layout, not in full: {full}")
+    bare = world.json("plan", large, "--ranks", "8", "--machine", "h200")["plans"]
+    need(all(row["wire_bytes"] is None and row["seconds"] is None for row in bare), f"without micro-batches: {bare[0]}")
     world.start(2)
     mine = world.json("plan", "--sequence", "64")["plans"]
     need({row["layout"] for row in mine} >= {"d2t1p1c1", "d1t1p1c2"} and all(row["fits"] for row in mine), f"the daemon's: {mine}")
