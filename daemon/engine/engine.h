@@ -53,7 +53,7 @@ struct workspace {
     int64_t groups;         /* leaves of one rank in a global batch */
     struct flight *flights; /* as many as a pipeline stage has in flight; one where there is one stage */
     int64_t flight_count;
-    struct arena gradients;
+    struct arena blocks, gradients;  /* shared by the flights */
     int64_t batches_sent, rows_sent; /* micro-batches so far, and their rows, padding included */
     int64_t labelled_sent;           /* of these rows */
     int64_t *live;                   /* [groups], of the step under way: the leaf groups that some rank has */

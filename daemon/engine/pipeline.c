@@ -156,8 +156,8 @@ static void forward(struct pass *pass, int64_t i)
     w->rows_sent += f->batch.tokens;
     w->labelled_sent += f->batch.labelled;
     pass->seconds->data += now_s(w->device) - start;
-    void *in = model_begin(&engine->body.model, f->tape, &f->batch, &pass->host, &f->activations,
-                           &w->gradients, w->training);
+    void *in = model_begin(&engine->body.model, f->tape, &f->batch, &pass->host,
+                           (struct tape_arenas){&f->activations, &w->blocks, &w->gradients}, w->training);
     receive(pass, pass->stage.rank - 1, in, model_stream_bytes(f->tape));
     if (w->training && stage_is_last(&pass->stage)) /* the head's leaf is made forward */
         begin_leaves(pass, group);

@@ -138,7 +138,7 @@ static void add_optimizer(const struct engine *engine, shard_row_fn row, void *c
 
 static void add_workspace(const struct workspace *w, const char *name, shard_row_fn row, void *context)
 {
-    int64_t arenas = (int64_t)w->gradients.capacity, ints = 0;
+    int64_t arenas = (int64_t)(w->blocks.capacity + w->gradients.capacity), ints = 0;
     for (int64_t i = 0; i < w->flight_count; i++) {
         arenas += (int64_t)w->flights[i].activations.capacity;
         ints += feed_bytes(&w->flights[i].feed) / 4;

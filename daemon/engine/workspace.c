@@ -25,7 +25,8 @@ static bool take_parts(struct engine *engine, struct workspace *w, const struct 
     const struct feed *feed = &w->flights[0].feed;
     struct tape_plan plan =
         model_plan(model, feed->bounds.rows, feed->bounds.segments, feed->longest, w->training);
-    int64_t bytes = w->flight_count * (int64_t)plan.activation_bytes + (int64_t)plan.gradient_bytes;
+    int64_t bytes =
+        w->flight_count * (int64_t)plan.activation_bytes + (int64_t)(plan.block_bytes + plan.gradient_bytes);
     if (!host_memory_fits(bytes + w->groups * 8, engine->comm->local_ranks, "a micro-batch of this size",
                           err))
         return false;
@@ -33,7 +34,8 @@ static bool take_parts(struct engine *engine, struct workspace *w, const struct 
         if (!arena_init(&w->flights[i].activations, "activations", engine->device, plan.activation_bytes,
                         err))
             return false;
-    if (!arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
+    if (!arena_init(&w->blocks, "a block's activations", engine->device, plan.block_bytes, err) ||
+        !arena_init(&w->gradients, "activation gradients", engine->device, plan.gradient_bytes, err))
         return false;
     w->device_nll = device_allocate(engine->device, (size_t)w->groups * sizeof(double));
     w->nll = calloc((size_t)(w->groups * engine->groups.layout.d), sizeof(double));
@@ -70,6 +72,7 @@ void workspace_done(struct workspace *w)
     }
     free(w->flights);
     free(w->live);
+    arena_done(&w->blocks);
     arena_done(&w->gradients);
     device_release(w->device, w->device_nll, (size_t)w->groups * sizeof(double));
     free(w->nll);

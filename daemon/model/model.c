@@ -117,6 +117,7 @@ static void run_begin(struct tape *tape)
     tape->value_count = tape->record_count = tape->open_count = 0;
     tape->recording = tape->replaying = false;
     arena_reset(tape->activations, 0);
+    arena_reset(tape->arenas.blocks, 0);
     tape->logprob = NULL;
     if (stage_is_last(&tape->model->stage))
         tape->logprob = arena_take(tape->activations, (size_t)tape->batch->tokens * sizeof(float));
@@ -135,6 +136,18 @@ static bool is_kept(const struct tape *tape, int64_t layer)
     return !tape->model->recompute || (layer == stage->past - 1 && stage_is_last(stage));
 }
 
+/* Around what a block computes. Where it will be computed again it is gone before the next block, so one
+ * arena serves all micro-batches in flight. */
+static void block_begin(struct tape *tape)
+{
+    tape->activations = tape->model->recompute ? tape->arenas.blocks : tape->arenas.activations;
+}
+
+static void block_end(struct tape *tape)
+{
+    tape->activations = tape->arenas.activations;
+}
+
 static void run_blocks(struct tape *tape)
 {
     const struct stage *stage = &tape->model->stage;
@@ -142,6 +155,7 @@ static void run_blocks(struct tape *tape)
         bool handed_on = tape->training && layer == stage->past - 1 && !stage_is_last(stage);
         struct value *out = handed_on ? tape_stream_at(tape, tape->handed_on) : tape_block_output(tape);
         bool keep = tape->training && is_kept(tape, layer);
+        block_begin(tape);
         struct tape_mark mark = tape_mark(tape);
         tape_unit_open(tape, (int32_t)layer + 1, 0, true, false);
         tape->recording = keep;
@@ -150,6 +164,7 @@ static void run_blocks(struct tape *tape)
         tape_unit_close(tape);
         if (!keep)
             tape_forget(tape, mark);
+        block_end(tape);
         tape->marks[layer] = mark;
         tape->inputs[layer + 1] = out;
     }
@@ -179,6 +194,7 @@ static void run_blocks_back(struct tape *tape)
     const struct stage *stage = &tape->model->stage;
     for (int64_t layer = stage->past - 1; layer >= stage->first; layer--) {
         struct tape_mark mark = tape->marks[layer];
+        block_begin(tape);
         tape_unit_open(tape, (int32_t)layer + 1, 0, true, true);
         if (!is_kept(tape, layer)) {
             tape_forget(tape, mark);
@@ -189,6 +205,7 @@ static void run_blocks_back(struct tape *tape)
         tape_play(tape, mark.records);
         tape_unit_close(tape);
         tape_forget(tape, mark);
+        block_end(tape);
         tape_gradients_reset(tape);
     }
 }
@@ -258,16 +275,16 @@ static double now_s(struct tape *tape)
 }
 
 static void set_up(struct tape *tape, const struct model *model, const struct batch *batch,
-                   const struct tape_host *host, struct arena *activations, struct arena *gradients,
-                   bool training)
+                   const struct tape_host *host, struct tape_arenas arenas, bool training)
 {
     tape->model = model;
     tape->batch = batch;
     tape->host = host;
     tape->kernels = model->device->kernels;
     tape->queue = model->device->queue;
-    tape->activations = activations;
-    tape->gradients = gradients;
+    tape->arenas = arenas;
+    tape->activations = arenas.activations;
+    tape->gradients = arenas.gradients;
     tape->planning = false;
     tape->training = training;
 }
@@ -305,7 +322,7 @@ static void plan_reduce(void *context, int32_t unit, int32_t slot)
 struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t sequences, int64_t longest,
                             bool training)
 {
-    struct arena activations, gradients;
+    struct arena activations, blocks, gradients;
     const struct kernels kernels = kernels_planning(model->device->kernels);
     const struct tape_host host = {.unit_gather = plan_gather,
                                    .unit_release = plan_release,
@@ -320,9 +337,10 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
                                 .labelled = tokens,
                                 .keys = tokens * model->context.ranks};
     arena_init_planning(&activations, "activations");
+    arena_init_planning(&blocks, "a block's activations");
     arena_init_planning(&gradients, "activation gradients");
     struct tape *tape = model->tape;
-    set_up(tape, model, &batch, &host, &activations, &gradients, training);
+    set_up(tape, model, &batch, &host, (struct tape_arenas){&activations, &blocks, &gradients}, training);
     tape->kernels = &kernels;
     tape->queue = NULL;
     tape->planning = true;
@@ -332,7 +350,7 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
         model_turn(tape);
         model_backward(tape);
     }
-    return (struct tape_plan){activations.peak, gradients.peak};
+    return (struct tape_plan){activations.peak, blocks.peak, gradients.peak};
 }
 
 bool model_tape_init(struct tape **tape, const struct model *model, struct err *err)
@@ -346,21 +364,19 @@ void model_tape_done(struct tape *tape)
 }
 
 void *model_begin(const struct model *model, struct tape *tape, const struct batch *batch,
-                  const struct tape_host *host, struct arena *activations, struct arena *gradients,
-                  bool training)
+                  const struct tape_host *host, struct tape_arenas arenas, bool training)
 {
     INVARIANT(batch->seen || batch->longest <= model->rope_positions); /* where it is cut, padding counts */
-    set_up(tape, model, batch, host, activations, gradients, training);
+    set_up(tape, model, batch, host, arenas, training);
     return begin(tape);
 }
 
 void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
-               struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
-               struct model_pass *pass)
+               struct tape_arenas arenas, double *logprob_sum, bool training, struct model_pass *pass)
 {
     struct tape *tape = model->tape;
     INVARIANT(model->stage.ranks == 1);
-    model_begin(model, tape, batch, host, activations, gradients, training);
+    model_begin(model, tape, batch, host, arenas, training);
     double start = now_s(tape);
     model_forward(tape, logprob_sum);
     double turn = now_s(tape);

@@ -5,7 +5,8 @@
  * gather a unit, `tape_unit_end` lets it go; in the backward the same marks, met in reverse, gather it again,
  * and hand its finished weight gradients over to be reduced. The tape knows nothing of ranks.
  *
- * Memory: activations lie on one stack arena, freed as the tape is played back; gradients of activations,
+ * Memory: activations lie on one stack arena, freed as the tape is played back; where blocks are recomputed,
+ * what a block computes lies on a second, which all micro-batches in flight share; gradients of activations,
  * scratch and what the forward needs only for a moment on a second, reset at every block's boundary, with the
  * residual stream's one gradient at its bottom. Played over planning arenas with the planning kernels, the
  * same calls say how large they must be (design law 7). Owner: the engine's thread. */
@@ -72,9 +73,15 @@ struct tape_host {
 
 struct tape; /* tape_ops.h has the inside, for ops and models */
 
-/* What one micro-batch costs on the two arenas. */
+/* activations: one micro-batch's own. blocks and gradients are shared by all in flight; blocks is used only
+ * where they are recomputed. */
+struct tape_arenas {
+    struct arena *activations, *blocks, *gradients;
+};
+
+/* What one micro-batch costs on them. */
 struct tape_plan {
-    size_t activation_bytes, gradient_bytes;
+    size_t activation_bytes, block_bytes, gradient_bytes;
 };
 
 struct model {
@@ -109,7 +116,7 @@ struct tape_plan model_plan(const struct model *model, int64_t tokens, int64_t s
 
 /* Forward over the batch; logprob[T] (device, on the activation arena until the next call) gets each labelled
  * token's log-probability, 0 where there is no label, and *logprob_sum (device double) their sum: minus the
- * loss. The two arenas are reset to empty first. training: also the backward, which hands every unit's
+ * loss. The arenas are reset to empty first. training: also the backward, which hands every unit's
  * gradient of the summed loss to the host. Seconds are wall-clock, forward includes the head's products. Of a
  * model that is all on this rank. */
 struct model_pass {
@@ -117,11 +124,10 @@ struct model_pass {
     const float *logprob;
 };
 void model_run(const struct model *model, const struct batch *batch, const struct tape_host *host,
-               struct arena *activations, struct arena *gradients, double *logprob_sum, bool training,
-               struct model_pass *pass);
+               struct tape_arenas arenas, double *logprob_sum, bool training, struct model_pass *pass);
 
 /* The same in halves, for pipeline stages with several micro-batches in flight. Each has a tape and an
- * activation arena of its own; the gradient arena is shared by all, and nothing on it outlives a half but
+ * activation arena of its own; the others are shared by all, and nothing on them outlives a half but
  * what is said here. batch and host stay valid until the last call.
  *
  *  begin     returns where the stream of the stage before is to be received, or NULL on the first stage
@@ -135,8 +141,7 @@ void model_run(const struct model *model, const struct batch *batch, const struc
 bool model_tape_init(struct tape **tape, const struct model *model, struct err *err) MUST_USE;
 void model_tape_done(struct tape *tape); /* NULL: fine */
 void *model_begin(const struct model *model, struct tape *tape, const struct batch *batch,
-                  const struct tape_host *host, struct arena *activations, struct arena *gradients,
-                  bool training);
+                  const struct tape_host *host, struct tape_arenas arenas, bool training);
 void *model_forward(struct tape *tape, double *logprob_sum); /* not the last stage: not used */
 void *model_turn(struct tape *tape);
 void *model_backward(struct tape *tape);

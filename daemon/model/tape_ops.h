@@ -74,7 +74,10 @@ struct tape {
     const struct tape_host *host;
     const struct kernels *kernels;
     struct queue *queue;
-    struct arena *activations, *gradients;
+    struct tape_arenas arenas;
+    struct arena *activations,
+        *gradients; /* where values are taken from at present: while a block is computed
+                       that will be computed again, activations are arenas.blocks */
     bool planning, training;
     bool recording; /* ops leave records */
     bool replaying; /* a block is computed again; its last op's result is not wanted */

@@ -164,8 +164,7 @@ static void measure(struct rig *rig, int runs, double flops)
         struct model_pass pass;
         test_host_forget(&rig->host);
         double start = now_s();
-        model_run(&rig->model, &rig->batch.batch, &tape, &rig->activations, &rig->gradients, rig->sum, true,
-                  &pass);
+        model_run(&rig->model, &rig->batch.batch, &tape, rig_memory(rig), rig->sum, true, &pass);
         if (run < 0) {
             for (int i = 0; i < ROWS; i++)
                 clocked[i] = (struct row){.name = clocked[i].name};

@@ -270,9 +270,16 @@ void rig_arenas(struct rig *rig, struct tape_plan plan)
 {
     struct err err = ERR_INIT;
     arena_done(&rig->activations);
+    arena_done(&rig->blocks);
     arena_done(&rig->gradients);
+    check_ok(arena_init(&rig->blocks, "a block", &rig->device, plan.block_bytes, &err), &err);
     check_ok(arena_init(&rig->activations, "activations", &rig->device, plan.activation_bytes, &err), &err);
     check_ok(arena_init(&rig->gradients, "gradients", &rig->device, plan.gradient_bytes, &err), &err);
+}
+
+struct tape_arenas rig_memory(struct rig *rig)
+{
+    return (struct tape_arenas){&rig->activations, &rig->blocks, &rig->gradients};
 }
 
 double rig_run(struct rig *rig, bool training, float **logprob)
@@ -283,11 +290,12 @@ double rig_run(struct rig *rig, bool training, float **logprob)
     double sum;
     rig_arenas(rig, model_plan(&rig->model, batch->tokens, batch->sequences, batch->longest, training));
     test_host_forget(&rig->host);
-    model_run(&rig->model, batch, &tape, &rig->activations, &rig->gradients, rig->sum, training, &pass);
+    model_run(&rig->model, batch, &tape, rig_memory(rig), rig->sum, training, &pass);
     *logprob = malloc((size_t)batch->tokens * sizeof(float));
     device_copy_out(&rig->device, *logprob, pass.logprob, (size_t)batch->tokens * sizeof(float));
     device_copy_out(&rig->device, &sum, rig->sum, sizeof sum);
     assert_int_equal(rig->activations.peak, rig->activations.capacity);
+    assert_int_equal(rig->blocks.peak, rig->blocks.capacity);
     assert_int_equal(rig->gradients.peak, rig->gradients.capacity);
     assert_int_equal(rig->host.held, 0);
     return sum;
@@ -299,6 +307,7 @@ void rig_close(struct rig *rig)
         free(rig->weights[i]);
     free(rig->weights);
     arena_done(&rig->activations);
+    arena_done(&rig->blocks);
     arena_done(&rig->gradients);
     device_release(&rig->device, rig->sum, sizeof *rig->sum);
     test_batch_done(&rig->batch);

@@ -51,7 +51,7 @@ struct rig {
     struct test_host host;
     struct test_batch batch;
     float **weights; /* [table count], host memory, the rig's */
-    struct arena activations, gradients;
+    struct arena activations, blocks, gradients;
     double *sum; /* device */
 };
 
@@ -66,6 +66,7 @@ struct rig_want {
 
 void rig_open(struct rig *rig, const struct model_config *config, const struct rig_want *want);
 void rig_arenas(struct rig *rig, struct tape_plan plan);
+struct tape_arenas rig_memory(struct rig *rig);
 /* logprob[T] is malloc'ed. Returns the sum. Fails unless the arenas were used to the byte. */
 double rig_run(struct rig *rig, bool training, float **logprob);
 void rig_close(struct rig *rig);
