@@ -178,7 +178,8 @@ bool handle_set_layout(struct engine *engine, const struct command *command, str
     if (!layout_parse(&layout, command->u.set_layout.layout, engine->comm->ranks, err))
         return engine->comm->ranks > 1 && fit_advise(&engine->body.model.config, engine->comm->ranks, err);
     if (!engine_lanes_fit(o->lanes, &layout, err))
-        return false;
+        return err_advise(err, "under --lanes %lld d is a power of two up to it; other lanes need a restart",
+                          (long long)o->lanes);
     int32_t zero = asked ? asked : layout_zero(&layout);
     layout_print(&o->layout, result->layout_before, sizeof result->layout_before);
     layout_print(&layout, result->layout_after, sizeof result->layout_after);
