@@ -175,7 +175,7 @@ static void print_plan(const struct call *call, const json_t *plan)
         {"memory_bytes", "memory", AS_BYTES, 0},
         {"fits", "fits", AS_TEXT, 0},
         {"wire_bytes", "sends", AS_BYTES, 0},
-        {"seconds.step", "step s", AS_SECONDS, 0},
+        {"seconds.step", "step s", AS_REAL, 0},
         {"tokens_per_second", "tokens/s", AS_REAL, 0},
         {"model_flops_utilization", "utilization", AS_REAL, 0},
     };
@@ -191,8 +191,9 @@ static void note_basis(const struct call *call, const json_t *plan)
     const json_t *machine = json_object_get(plan, "machine");
     call_note(call, "%s, policy %s%s, %s", text_at(plan, "architecture"), text_at(plan, "policy"),
               strcmp(text_at(plan, "recompute"), "block") == 0 ? ", blocks recomputed" : "",
-              json_is_string(machine) ? json_string_value(machine)
-                                      : "no times: name a --machine, or run trainctl doctor here");
+              json_is_string(machine)
+                  ? json_string_value(machine)
+                  : "no times: name a --machine (cpu: this host, once trainctl doctor has measured it)");
     const json_t *first = json_array_get(json_object_get(plan, "plans"), 0);
     if (json_integer_value(json_object_get(first, "micro_batches")) == 0)
         call_note(call, "without --run RECIPE or --sequence N there are no micro-batches: "

@@ -61,7 +61,7 @@ static void print_time(const struct plan *plan, const struct machine *machine)
     if (plan->time.step == 0) {
         printf("\nhow long a step takes is not known%s\n",
                machine ? ": rates are those of bf16 products"
-                       : ": name a --machine, or run trainctl doctor here");
+                       : ": name a --machine (cpu: this host, once trainctl doctor has measured it)");
         return;
     }
     printf("\nseconds of a step, of the slowest rank: %s\n", machine->title);
