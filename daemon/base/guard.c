@@ -2,8 +2,9 @@
 
 #include <poll.h>
 #include <signal.h>
-#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -71,6 +72,22 @@ static void close_others(const int *sorted, int32_t count)
         from = (unsigned)sorted[i] + 1;
     }
     close_range(from, ~0u, 0);
+}
+
+bool guard_is_launcher(int32_t pid)
+{
+    static const char *const names[] = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted"};
+    char path[32], name[32] = "";
+    snprintf(path, sizeof path, "/proc/%d/comm", pid);
+    FILE *file = fopen(path, "re");
+    bool read = file && fgets(name, sizeof name, file);
+    if (file)
+        fclose(file);
+    name[strcspn(name, ".\n")] = '\0'; /* Debian's mpirun.openmpi too */
+    for (size_t i = 0; read && i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return false;
 }
 
 void guard_start(const int *ranks, int32_t count, int launcher, struct guard_orders *orders)

@@ -7,12 +7,17 @@
 #pragma once
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct guard_orders { /* in memory that the ranks of the host share */
     _Atomic int32_t dismissed, ending;
     _Atomic int32_t grace_ms;
 };
+
+/* Whether a process is Open MPI's launcher, by its name: a rank's parent may as well be the user's shell, a
+ * batch system's daemon or whoever adopts orphans, and those are not ours to kill. */
+bool guard_is_launcher(int32_t pid);
 
 /* ranks: pidfds of all ranks of this host, the caller's too; launcher: its pidfd, or -1. Forks; without the
  * memory for that there is no guard. orders outlive the caller. */

@@ -74,7 +74,7 @@ static void set_guard(struct kin_table *table)
     atomic_store(&table->guard.grace_ms, KIN_GRACE_MS);
     if (self < 0)
         return;
-    guard_start(fds, kin.count, kin.launcher_fd, &table->guard);
+    guard_start(fds, kin.count, guard_is_launcher(kin.launcher) ? kin.launcher_fd : -1, &table->guard);
     close(self);
 }
 

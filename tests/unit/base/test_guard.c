@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -92,6 +93,26 @@ static void nothing_is_killed_while_all_live(void **state)
     assert_false(has_ended(RANK_0, 0));
 }
 
+/* A rank may have been started by a script, or adopted: who is not the launcher by name is left alone. */
+static void only_a_launcher_is_one(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        bool is;
+    } rows[] = {{"mpirun", true},   {"mpirun.openmpi", true}, {"orted", true},      {"bash", false},
+                {"systemd", false}, {"slurmstepd", false},    {"mpirunner", false}, {"trainerd", false}};
+    char before[16];
+    prctl(PR_GET_NAME, before);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        prctl(PR_SET_NAME, rows[i].name);
+        if (guard_is_launcher(getpid()) != rows[i].is)
+            fail_msg("%s is taken for %s", rows[i].name, rows[i].is ? "another" : "a launcher");
+    }
+    prctl(PR_SET_NAME, before);
+    assert_false(guard_is_launcher(0)); /* no such process */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -99,6 +120,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(who_says_that_it_ends_has_the_time_of_grace, begin, end),
         cmocka_unit_test_setup_teardown(nothing_is_killed_after_an_end_in_order, begin, end),
         cmocka_unit_test_setup_teardown(nothing_is_killed_while_all_live, begin, end),
+        cmocka_unit_test(only_a_launcher_is_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
