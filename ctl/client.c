@@ -1,6 +1,7 @@
 #include "client.h"
 
 #include "address.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -9,17 +10,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { INPUT_BYTES = 64 << 10 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 bool client_path(char path[LIMIT_SOCKET_PATH_BYTES + 1], const char *address, struct err *err)
 {
@@ -85,7 +78,7 @@ static bool went_away(struct client *client, struct err *err)
 /* Waits until the socket is ready for `events`; false without err set: the time is over or a signal came. */
 static bool wait_ready(struct client *client, short events, double deadline, struct err *err)
 {
-    double left = deadline < 0 ? -1 : deadline - now_s();
+    double left = deadline < 0 ? -1 : deadline - clock_s();
     int wait_ms = deadline < 0 ? -1 : left <= 0 ? 0 : left > 1e6 ? 1000000000 : (int)(left * 1e3) + 1;
     struct pollfd poll_for = {.fd = client->fd, .events = events};
     int ready = poll(&poll_for, 1, wait_ms);
@@ -104,7 +97,7 @@ static bool send_frame(struct client *client, const unsigned char *bytes, size_t
             count -= (size_t)sent;
         } else if (errno == EAGAIN) {
             if (!wait_ready(client, POLLOUT, deadline, err) && err->code == ERR_OK && deadline >= 0 &&
-                now_s() >= deadline)
+                clock_s() >= deadline)
                 return err_set(err, ERR_TIMEOUT, "the trainerd at %s does not read", client->path);
             if (err->code != ERR_OK)
                 return false;
@@ -212,18 +205,18 @@ static uint64_t ask_status(struct client *client, double deadline, struct err *e
 static bool await_reply(struct client *client, uint64_t id, double deadline, Trainerd__Reply **reply,
                         struct err *err)
 {
-    double patience = client->waiting ? now_s() + CLIENT_PATIENCE_S : -1;
+    double patience = client->waiting ? clock_s() + CLIENT_PATIENCE_S : -1;
     uint64_t status_id = 0; /* of the question what takes so long */
     for (;;) {
         Trainerd__Frame *frame;
         bool until_patience = patience >= 0 && (deadline < 0 || patience < deadline);
         if (!next_frame(client, until_patience ? patience : deadline, &frame, err))
             return false;
-        if (!frame && until_patience && now_s() >= patience) {
+        if (!frame && until_patience && clock_s() >= patience) {
             patience = -1;
             if (!(status_id = ask_status(client, deadline, err)))
                 return false;
-        } else if (!frame && deadline >= 0 && now_s() >= deadline) {
+        } else if (!frame && deadline >= 0 && clock_s() >= deadline) {
             err_set(err, ERR_TIMEOUT, "no answer within %g s", client->timeout_s);
             return err_hint(
                 err, "a command that was taken up goes on; trainctl status shows what the daemon does");
@@ -250,7 +243,7 @@ bool client_request(struct client *client, Trainerd__Request *request, Trainerd_
                     struct err *err)
 {
     client->refused = false;
-    double deadline = client->timeout_s > 0 ? now_s() + client->timeout_s : -1;
+    double deadline = client->timeout_s > 0 ? clock_s() + client->timeout_s : -1;
     if (client->timeout_s > 0 && client->timeout_s < 4e6)
         request->deadline_ms = (uint32_t)(client->timeout_s * 1e3) + 1;
     bool sent = send_request(client, request, deadline, err);
@@ -272,7 +265,7 @@ bool client_request(struct client *client, Trainerd__Request *request, Trainerd_
 
 bool client_event(struct client *client, double wait_s, Trainerd__Event **event, struct err *err)
 {
-    double deadline = wait_s < 0 ? -1 : now_s() + wait_s;
+    double deadline = wait_s < 0 ? -1 : clock_s() + wait_s;
     *event = NULL;
     if (client->event_count > 0) {
         *event = client->events[client->event_first];

@@ -1,5 +1,6 @@
 /* status, wait, pause, resume, stop, shutdown. */
 #include "commands.h"
+#include "clock.h"
 #include "follow.h"
 #include "help.h"
 #include "output.h"
@@ -183,16 +184,9 @@ struct run_end {
     int64_t step, steps;
 };
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static bool out_of_time(const struct call *call, const struct goal *goal, struct err *err)
 {
-    if (goal->deadline_s <= 0 || now_s() < goal->deadline_s)
+    if (goal->deadline_s <= 0 || clock_s() < goal->deadline_s)
         return false;
     err_set(err, ERR_TIMEOUT, "%s was not reached within %g s",
             goal->step >= 0   ? "the step"
@@ -328,10 +322,10 @@ static bool subscribe(struct call *call, struct err *err)
  */
 static bool await_change(struct call *call, const struct goal *goal, struct err *err)
 {
-    double until = now_s() + 1;
-    while (now_s() < until && !follow_interrupted()) {
+    double until = clock_s() + 1;
+    while (clock_s() < until && !follow_interrupted()) {
         Trainerd__Event *event;
-        if (!client_event(&call->client, until - now_s(), &event, err)) {
+        if (!client_event(&call->client, until - clock_s(), &event, err)) {
             call->no_daemon = true;
             return false;
         }
@@ -411,7 +405,7 @@ int cmd_wait(struct call *call)
     if (!call_integer(call, "step", 0, INT64_MAX, &goal.step, &err))
         return call_fail(call, &err);
     if (call->timeout_s > 0)
-        goal.deadline_s = now_s() + call->timeout_s;
+        goal.deadline_s = clock_s() + call->timeout_s;
     follow_catch_one_interrupt();
     return wait_for(call, &goal, &err);
 }
@@ -453,7 +447,7 @@ int cmd_stop(struct call *call)
 int cmd_shutdown(struct call *call)
 {
     REQUEST(request, SHUTDOWN, ShutdownRequest, shutdown);
-    struct goal goal = {.step = -1, .deadline_s = call->timeout_s > 0 ? now_s() + call->timeout_s : 0};
+    struct goal goal = {.step = -1, .deadline_s = call->timeout_s > 0 ? clock_s() + call->timeout_s : 0};
     int code = simple(call, &request, "the daemon ends");
     while (code == EXIT_DONE) {
         struct err err = ERR_INIT;

@@ -2,6 +2,7 @@
  * gives them: the best of several, after one that is not counted. */
 #include "doctor.h"
 
+#include "clock.h"
 #include "device.h"
 #include "kernels.h"
 
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -20,27 +20,20 @@ enum { SIDE = 4096, REPEATS = 8 };
 #define SECONDS_EACH 4.0
 #define COPY_BYTES   ((size_t)128 << 20)
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Both operands and the result are SIDE x SIDE in bf16; b is stored as a weight is, [n][k]. */
 static double time_product(struct device *device, void *out, const void *a, const void *b, void *scratch)
 {
-    double best = 1e30, begin = now_s();
-    for (int i = 0; i <= REPEATS && now_s() - begin < SECONDS_EACH; i++) {
-        double start = now_s();
+    double best = 1e30, begin = clock_s();
+    for (int i = 0; i <= REPEATS && clock_s() - begin < SECONDS_EACH; i++) {
+        double start = clock_s();
         device->kernels->matmul(device->queue, out, a, b, SIDE, SIDE, SIDE, DTYPE_BF16, DTYPE_BF16,
                                 MATMUL_B_TRANSPOSED, scratch);
         device->backend->synchronize(device->queue);
-        double seconds = now_s() - start;
+        double seconds = clock_s() - start;
         if (i > 0 && seconds < best)
             best = seconds;
     }
-    return best < 1e30 ? best : now_s() - begin;
+    return best < 1e30 ? best : clock_s() - begin;
 }
 
 /* Values between -1 and 1, of every sign and some exponents: a product of zeros may be quicker than a real
@@ -103,7 +96,7 @@ static bool measure_copy(struct doctor_rates *rates, int threads, struct err *er
         return err_set(err, ERR_MEMORY, "no memory to measure a copy of %zu bytes", COPY_BYTES);
     }
     for (int i = 0; i <= 2 * REPEATS; i++) {
-        double start = now_s();
+        double start = clock_s();
 #pragma omp parallel num_threads(threads)
         {
             size_t each = COPY_BYTES / (size_t)omp_get_num_threads() & ~(size_t)4095;
@@ -113,7 +106,7 @@ static bool measure_copy(struct doctor_rates *rates, int threads, struct err *er
             else
                 stream_copy(to + first, from + first, each);
         }
-        double seconds = now_s() - start;
+        double seconds = clock_s() - start;
         if (i > 1 && seconds < best)
             best = seconds;
     }

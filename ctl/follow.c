@@ -1,5 +1,6 @@
 #include "follow.h"
 
+#include "clock.h"
 #include "json.h"
 
 #include <math.h>
@@ -122,13 +123,6 @@ struct follow {
     bool ended, changed; /* changed: the run's length may be another now */
 };
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void clear_bar(struct follow *f)
 {
     if (f->drawn)
@@ -141,7 +135,7 @@ static void draw(struct follow *f, const Trainerd__Step *step)
 {
     enum { BAR = 24 };
     char bar[BAR + 1], eta[32], loss[32] = "-";
-    double now = now_s();
+    double now = clock_s();
     bool last = step->step >= f->steps;
     if (f->call->quiet || (!last && now - f->printed_s < (f->terminal ? 0.1 : 10)))
         return;
@@ -291,7 +285,7 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
     if (!bar || whole)
         output_stream_header(call, whole ? step_columns_whole : step_columns,
                              whole ? step_column_whole_count : step_column_count);
-    double deadline = call->timeout_s > 0 ? now_s() + call->timeout_s : (double)INFINITY;
+    double deadline = call->timeout_s > 0 ? clock_s() + call->timeout_s : (double)INFINITY;
     while (!f.ended && !follow_interrupted()) {
         Trainerd__Event *event;
         bool there = client_event(&call->client, 0.5, &event, &err);
@@ -301,7 +295,7 @@ int follow_run(struct call *call, const char *run, int64_t since, bool bar)
             trainerd__event__free_unpacked(event, NULL);
         if (there && (!event || f.changed) && !f.ended && !follow_interrupted())
             there = look_again(&f, &err);
-        if (there && now_s() > deadline)
+        if (there && clock_s() > deadline)
             there = err_set(&err, ERR_TIMEOUT, "%s goes on after %g s", run, call->timeout_s);
         if (!there) {
             clear_bar(&f);

@@ -1,6 +1,7 @@
 #include "comm.h"
 
 #include "bounds.h"
+#include "clock.h"
 #include "last_words.h"
 #include "watch.h"
 
@@ -15,13 +16,6 @@
 #define COMM_STAGING_BYTES ((size_t)4 << 20) /* split over the ranks of a staged collective */
 #define COMM_NAP_NS_MIN    20000
 #define COMM_NAP_NS_MAX    10000000
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* Open MPI spins in its waits. Where ranks outnumber cores that starves the rank that has work, so they must
  * yield; mpirun knows that only when it was told the slots, we know it from its environment. */
@@ -127,12 +121,12 @@ _Noreturn void comm_abort(struct comm *comm, const struct err *err)
 static double enter(const struct comm *comm, const char *operation, int64_t count)
 {
     watch_enter(operation, comm->axis, count);
-    return now_s();
+    return clock_s();
 }
 
 static void leave(struct comm *comm, double entered_s)
 {
-    comm->wire->seconds += now_s() - entered_s;
+    comm->wire->seconds += clock_s() - entered_s;
     watch_leave();
 }
 
@@ -208,18 +202,6 @@ void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t
         memmove((char *)all + each * (size_t)comm->rank, mine, each);
     MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)each, MPI_BYTE, mpi_of(comm));
     leave(comm, entered);
-}
-
-double comm_sum_double(struct comm *comm, double mine)
-{
-    double *all = malloc(sizeof *all * (size_t)comm->ranks);
-    INVARIANT(all != NULL);
-    comm_all_gather_host(comm, all, &mine, sizeof mine);
-    double sum = 0;
-    for (int32_t r = 0; r < comm->ranks; r++)
-        sum += all[r];
-    free(all);
-    return sum;
 }
 
 static int64_t reduce_int(struct comm *comm, int64_t mine, MPI_Op operation)

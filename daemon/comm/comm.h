@@ -64,8 +64,7 @@ int32_t comm_notice_take(struct comm *comm);
 /* Host memory: all[rank] = each rank's `each` bytes. */
 void comm_all_gather_host(struct comm *comm, void *all, const void *mine, size_t each);
 
-/* In rank order: the same bits on every rank. */
-double comm_sum_double(struct comm *comm, double mine);
+/* Over all ranks. Floating-point numbers are gathered and added in rank order by who wants their sum. */
 int64_t comm_sum_int(struct comm *comm, int64_t mine);
 int64_t comm_max_int(struct comm *comm, int64_t mine);
 

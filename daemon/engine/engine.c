@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include "checkpoint_list.h"
+#include "clock.h"
 #include "file.h"
 #include "handlers.h"
 #include "log.h"
@@ -11,18 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
 
 #define ENGINE_WAIT_S    3600.0
 #define ENGINE_PUBLISH_S 0.25 /* between snapshots within a step */
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void say(struct engine *engine, enum event_kind kind, const char *text)
 {
@@ -280,8 +273,8 @@ void engine_before_micro_batch(struct engine *engine, int64_t i, int64_t n)
 {
     engine->progress.micro_batch = i;
     engine->progress.micro_batches = n;
-    if (engine->mailbox && now_s() - engine->progress.published_s > ENGINE_PUBLISH_S) {
-        engine->progress.published_s = now_s();
+    if (engine->mailbox && clock_s() - engine->progress.published_s > ENGINE_PUBLISH_S) {
+        engine->progress.published_s = clock_s();
         engine_publish(engine);
     }
     if (i + 1 == n) /* the last one's end is nearly the step's */
@@ -320,7 +313,7 @@ int engine_loop(struct engine *engine, bool exit_when_idle)
             execute_and_answer(engine, &command);
         else {
             run_advance(engine);
-            engine->progress = (struct progress){.published_s = now_s()};
+            engine->progress = (struct progress){.published_s = clock_s()};
             engine_publish(engine);
         }
     }

@@ -1,9 +1,9 @@
 #include "pipeline.h"
 
+#include "clock.h"
 #include "inject.h"
 #include "watch.h"
 
-#include <time.h>
 
 /* ---- the schedule ---- */
 
@@ -79,10 +79,8 @@ struct pass {
 
 static double now_s(struct device *device)
 {
-    struct timespec now;
     device->backend->synchronize(device->queue);
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return clock_s();
 }
 
 static int64_t round_of(const struct pass *pass, int64_t group, int64_t *lane)

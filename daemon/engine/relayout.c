@@ -7,12 +7,12 @@
 #include "fit.h"
 #include "handlers.h"
 
+#include "clock.h"
 #include "log.h"
 #include "move.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 /* The side that is not in the engine's place. */
 struct relayout {
@@ -40,13 +40,6 @@ static void change_places(struct engine *engine, struct relayout *other)
     EXCHANGE(engine->groups, other->groups);
     EXCHANGE(engine->body, other->body);
     EXCHANGE(engine->run, other->run);
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 static void free_run_memory(struct run *run)
@@ -126,13 +119,13 @@ static bool reserve(struct engine *engine, struct relayout *new, const struct la
 /* Phase 2. */
 static void commit(struct engine *engine, struct relayout *new)
 {
-    double start = now_s();
+    double start = clock_s();
     move_make(&new->move, engine->comm, &engine->body.optimizer, &new->body.optimizer);
     free_side(engine);
     change_places(engine, new);
     move_done(&new->move);
     shard_weights_changed(&engine->body.shard);
-    new->seconds = now_s() - start;
+    new->seconds = clock_s() - start;
 }
 
 /* Bytes of the fullest rank, so that what fits there fits everywhere; before the sides change places. */

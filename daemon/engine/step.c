@@ -2,20 +2,13 @@
  * the same line without its second half. */
 #include "pipeline.h"
 
+#include "clock.h"
 #include "log.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* The fixed binary tree over leaves first … first+count-1, count a power of two; absent leaves are skipped.
  */
@@ -216,12 +209,12 @@ bool engine_step(struct engine *engine)
     struct batch_plan plan;
     struct pass_seconds seconds = {0};
     struct step_event event = {0};
-    double start = now_s();
+    double start = clock_s();
     plan_batch(engine, run->source, run->cursor, &plan);
     shard_gradients_begin(&engine->body.shard);
     pass_over_batch(engine, &run->workspace, &run->source->loader, &plan, &seconds);
 
-    double optimize = now_s();
+    double optimize = clock_s();
     double communicated = engine->comm->wire->seconds;
     shard_gradients_finish(&engine->body.shard);
     double nll = batch_nll(engine, &run->workspace, &plan);
@@ -236,7 +229,7 @@ bool engine_step(struct engine *engine)
     else
         skip_update(engine, squares.bad_rank, squares.bad_tensor, &event);
     run->cursor.samples += plan.samples;
-    double end = now_s();
+    double end = clock_s();
     double flops =
         model_config_flops(&engine->body.model.config, plan.tokens, squared_lengths(run->source, &plan));
     fill_event(engine, &plan, end - start, &seconds,

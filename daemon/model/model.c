@@ -2,9 +2,10 @@
 #include "qwen3.h"
 #include "rope.h"
 
+#include "clock.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
-#include <time.h>
 
 static size_t rope_bytes(const struct model *model, int64_t positions)
 {
@@ -268,10 +269,8 @@ void *model_backward(struct tape *tape)
 
 static double now_s(struct tape *tape)
 {
-    struct timespec now;
     tape->model->device->backend->synchronize(tape->queue);
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return clock_s();
 }
 
 static void set_up(struct tape *tape, const struct model *model, const struct batch *batch,
