@@ -61,6 +61,7 @@ static bool try_layout(struct comparison *all, const struct layout *layout, cons
     layout_print(layout, text, sizeof text);
     bool idle = request->sequence > 0 && layout->d > request->global_batch;
     if (!idle && layout_parse(&options->layout, text, what->ranks, &refusal) &&
+        engine_lanes_fit(options->lanes, layout, &refusal) &&
         plan_make(&all->plans[all->count], &engine, options, comm, device, request, &refusal)) {
         all->count++;
         return true;

@@ -119,6 +119,9 @@ def test_layouts_compared(world):
              for row in found), "the stages' memory is not there for all stages")
     one = world.json("plan", large, "--layout", found[1]["layout"], *words)
     need(all(one[key] == found[1][key] for key in found[1]), f"alone {one}, compared {found[1]}")
+    alone = world.start(1, "--dry-run", "--init", large, "--ranks", "16", "--lanes", "4", *words, init=False, wait=False, state="lanes")
+    need(alone.wait_end(30) == 0 and "d4t" in alone.said(), f"no plan with lanes: {alone.said()[-600:]}")
+    need(not re.search(r"^d(8|16)t", alone.said(), re.MULTILINE), "a d that does not divide the lanes is among the layouts")
     world.ctl("plan", large, "--ranks", "8", "--machine", "h20", code=2)
     world.refused("plan", large, "--ranks", "16", "--layout", "d8", code=2, says=("d8", "16"))
     full = world.ctl("plan", large, "--ranks", "8", "--layout", "d4t2", *words).out
