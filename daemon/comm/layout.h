@@ -22,8 +22,7 @@ struct layout_place {
 };
 struct layout_place layout_place(const struct layout *layout, int32_t rank);
 
-/* "d4t2", letters in any order, each at most once; "" is d = ranks. The product must be `ranks`.
- */
+/* "d4t2", letters in any order, each at most once; "" is d = ranks. The product must be `ranks`. */
 bool layout_parse(struct layout *layout, const char *text, int32_t ranks, struct err *err) MUST_USE;
 int32_t layout_product(const char *text); /* the ranks it asks for; 0: not a layout, or too many */
 void layout_print(const struct layout *layout, char *text, size_t text_bytes); /* "d8t1p1c1" */

@@ -191,10 +191,6 @@ void run_done(struct run *run);
 /* Opens data and memory of a run whose recipe, schedule, settings and counters are set. */
 bool run_open(struct engine *engine, struct run *run, const struct model *model, struct err *err) MUST_USE;
 
-/* swap.c */
-bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,
-                 struct command_result *result, struct err *err) MUST_USE;
-
 /* save.c */
 bool engine_save(struct engine *engine, const char *name, bool automatic, struct command_result *result,
                  struct err *err) MUST_USE; /* writes, verifies, marks */

@@ -94,8 +94,10 @@ static bool reserve(struct engine *engine, struct relayout *new, const struct la
     *new =
         (struct relayout){.layout = *layout, .zero = zero, .bytes_before = engine->device->allocated_bytes};
     err_keeps(groups_init(&new->groups, engine->comm, layout, err));
-    if (!comm_agree(engine->comm, err))
+    if (!comm_agree(engine->comm, err)) {
+        groups_done(&new->groups);
         return false;
+    }
     change_places(engine, new);
     bool made = make_side(engine, new, err);
     change_places(engine, new);

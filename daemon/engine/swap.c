@@ -181,8 +181,8 @@ void swap_apply(struct engine *engine, struct swap *swap, struct command_result 
     add_model(result, &before, &after, weights_stay(engine));
 }
 
-bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,
-                 struct command_result *result, struct err *err)
+static bool swap_policy(struct engine *engine, const struct policy *policy, bool dry_run,
+                        struct command_result *result, struct err *err)
 {
     struct swap swap;
     if (!swap_reserve(engine, &swap, policy, groups_now(engine), err))

@@ -72,7 +72,7 @@ static struct work work_of(const struct body *body, const struct layout *layout,
     return work;
 }
 
-/* Elements that this rank updates. */
+/* What the update of this rank's shard moves: the state read and written, the gradient, the copy. */
 static double update_bytes(const struct body *body)
 {
     double elements = 0;

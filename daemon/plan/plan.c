@@ -57,7 +57,7 @@ static int64_t gather_unit(const struct shard *shard, int32_t unit, int32_t *hol
  * or the blocks back. */
 static int64_t gather_bytes(const struct shard *shard, int64_t micro_batches)
 {
-    const struct stage *stage = &shard->stage;
+    const struct stage *stage = &shard->options.stage;
     int32_t first = (int32_t)stage->first + 1, past = (int32_t)stage->past + 1;
     int64_t bytes = 0;
     int32_t *holds = malloc((size_t)shard->buffer_count * sizeof *holds);
@@ -83,7 +83,7 @@ static int64_t gather_bytes(const struct shard *shard, int64_t micro_batches)
 static int64_t pipeline_bytes(const struct body *body, int64_t micro_batches, int64_t rows)
 {
     const struct shard *shard = &body->shard;
-    const struct stage *stage = &shard->stage;
+    const struct stage *stage = &shard->options.stage;
     int64_t stream = rows / body->model.tensor.ranks * body->model.config.hidden *
                      (int64_t)dtype_bytes(body->model.compute);
     int64_t bytes = ((stage->rank > 0) + !stage_is_last(stage)) * stream;

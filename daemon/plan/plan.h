@@ -2,8 +2,8 @@
  *
  * The engine's own code makes the model, its optimizer state, the run's data and micro-batches, on a device
  * whose memory is addresses only: so the plan is what `audit` would show, row by row, and cannot drift from
- * it. One process alone may plan for any layout; it then stands for rank 0, than which no rank is fuller but
- * by padding. */
+ * it. One process alone may plan for any layout; it then stands for the first rank of each pipeline stage in
+ * turn, than which no other of the stage is fuller but by padding. */
 #pragma once
 
 #include "engine.h"

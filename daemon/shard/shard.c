@@ -210,7 +210,7 @@ static int64_t level_bytes(const struct shard *shard, int32_t unit)
 static bool take_sums(struct shard *shard, bool tied, const struct sizes *s, struct err *err)
 {
     for (int32_t u = 0; u < shard->unit_count; u++)
-        for (struct uses at = uses_here(&shard->stage, u, tied); at.first < at.past; at.first++)
+        for (struct uses at = uses_here(&shard->options.stage, u, tied); at.first < at.past; at.first++)
             for (int32_t level = 0; level < shard->options.levels; level++)
                 if (!take(shard, &shard->units[u].sums[at.first].levels[level], level_bytes(shard, u),
                           "gradients", err))
@@ -232,12 +232,8 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
                 const struct param_table *params, bool tied, const struct shard_options *options,
                 struct err *err)
 {
-    *shard = (struct shard){.comm = comm,
-                            .device = device,
-                            .params = params,
-                            .options = *options,
-                            .stage = options->stage,
-                            .tied = tied};
+    *shard =
+        (struct shard){.comm = comm, .device = device, .params = params, .options = *options, .tied = tied};
     if (comm->ranks > SHARD_RANKS_MAX)
         return err_set(err, ERR_UNSUPPORTED, "the data axis has %d ranks, and at most %d are built",
                        comm->ranks, SHARD_RANKS_MAX);
@@ -253,11 +249,11 @@ bool shard_init(struct shard *shard, struct comm *comm, struct device *device,
     int32_t segments = 0;
     for (int32_t u = 0; u < shard->unit_count; u++) {
         struct shard_unit *unit = &shard->units[u];
-        unit->shard_elements = elements_here(params, &shard->stage, u, tied, comm->ranks);
+        unit->shard_elements = elements_here(params, &options->stage, u, tied, comm->ranks);
         unit->segment_first = segments;
         unit->segment_count =
             cut_unit(params, u, unit->shard_elements, comm->rank, shard->segments + segments);
-        for (int32_t i = 0; i < unit->segment_count && !stage_counts(&shard->stage, u, tied); i++)
+        for (int32_t i = 0; i < unit->segment_count && !stage_counts(&options->stage, u, tied); i++)
             shard->segments[segments + i].copy = true;
         segments += unit->segment_count;
     }

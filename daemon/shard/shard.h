@@ -81,7 +81,6 @@ struct shard {
     struct device *device;
     const struct param_table *params;
     struct shard_options options;
-    struct stage stage; /* of options */
     bool tied;
     int32_t unit_count, buffer_count;
     struct shard_unit *units;

@@ -256,7 +256,7 @@ void shard_gradients_finish(struct shard *shard)
             continue;
         void *gradient = finish_sum(shard, unit, 0);
         void *second = finish_sum(shard, unit, 1);
-        if (unit == 0 && shard->tied && shard->stage.ranks > 1) { /* one of them is NULL */
+        if (unit == 0 && shard->tied && shard->options.stage.ranks > 1) { /* one of them is NULL */
             gradient = gradient ? gradient : second;
             second = exchange_ends(shard, gradient);
         }
@@ -298,7 +298,7 @@ void shard_gradient_squares(struct shard *shard, struct shard_squares *squares)
 {
     double sum = squares->sum;
     for (int32_t unit = 0; unit < shard->unit_count; unit++) {
-        if (!stage_counts(&shard->stage, unit, shard->tied) && !inject("tied-counts-twice"))
+        if (!stage_counts(&shard->options.stage, unit, shard->tied) && !inject("tied-counts-twice"))
             continue;
         if (shard->units[unit].shard_elements == 0)
             continue;
