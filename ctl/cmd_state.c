@@ -1,6 +1,6 @@
 /* status, wait, pause, resume, stop, shutdown. */
-#include "commands.h"
 #include "clock.h"
+#include "commands.h"
 #include "follow.h"
 #include "help.h"
 #include "output.h"

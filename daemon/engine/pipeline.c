@@ -4,7 +4,6 @@
 #include "inject.h"
 #include "watch.h"
 
-
 /* ---- the schedule ---- */
 
 struct pipeline_turn pipeline_turn(int32_t stages, int32_t stage, int64_t n, int64_t i)
