@@ -216,6 +216,10 @@ static bool check(const struct options *options, struct err *err)
     static const char later[] = "it is left for a later version; leave the option out";
     if (options->dry_run && !options->model[0] && !options->init[0])
         return err_set(err, ERR_INVALID, "--dry-run needs --model DIR or --init DIR");
+    if (!options->dry_run && (options->ranks || options->machine[0] || options->sequence || options->json)) {
+        err_set(err, ERR_INVALID, "--ranks, --machine, --sequence and --json are about a --dry-run");
+        return err_hint(err, "add --dry-run, or leave them out; mpirun -n says how many ranks a daemon has");
+    }
     bool built = !options->metrics[0] || err_set(err, ERR_UNSUPPORTED, "--metrics is not built yet");
     return built || err_hint(err, "%s", later);
 }

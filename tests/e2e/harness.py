@@ -145,6 +145,13 @@ class World:
         self.ctl("train", recipe, *flags, "--follow", timeout=timeout, code=code)
         return self.events()
 
+    def run_long(self, *options, ranks=2, **recipe):
+        """A daemon in the midst of a run whose end no test waits for."""
+        daemon = self.start(ranks, *options)
+        self.ctl("train", self.recipe(steps=1000000, **recipe), "--yes")
+        self.ctl("wait", "--step", "2", timeout=60)
+        return daemon
+
     def events(self, *flags):
         """Step events: whether they come as one array, one object with an array, or one a line."""
         out = self.ctl("metrics", *flags, json_out=True).out

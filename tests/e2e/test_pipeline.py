@@ -5,18 +5,11 @@ from bounds import bounded
 from harness import need, send, until
 
 
-def run_long(world, *options, ranks=2, **recipe):
-    daemon = world.start(ranks, *options)
-    world.ctl("train", world.recipe(steps=1000000, **recipe), "--yes")
-    world.ctl("wait", "--step", "2", timeout=60)
-    return daemon
-
-
 @bounded(180)
 def test_a_pipeline_serves(world):
     """Policies, layouts, checkpoints, evaluations while a run goes over stages that both hold the tied embedding."""
     data = world.dataset()
-    run_long(world, "--layout", "d2p2", ranks=4)
+    world.run_long("--layout", "d2p2", ranks=4)
     status = world.status()
     need((status["layout"], status["zero"]) == ("d2t1p2c1", 1), f"layout and stage: {status['layout']}, {status.get('zero')}")
     for policy in ("fp24-q8", "bf16-kahan", "fp32-split", "fp32-master"):
@@ -44,7 +37,7 @@ def test_a_pipeline_serves(world):
 def test_commands_wait_for_the_end_of_a_step(world):
     """With micro-batches in flight nothing is taken up within a step; status says what waits, and it is done all the same."""
     data = world.dataset(rows=600)
-    run_long(world, "--layout", "p2", data=data, global_batch=512, micro_batch=1, max_tokens=None)
+    world.run_long("--layout", "p2", data=data, global_batch=512, micro_batch=1, max_tokens=None)
     before = world.status()["step"]
     asked = world.spawn("evaluate", data)
     until(lambda: asked.poll() is not None or world.status()["waiting"] == "evaluate", 60, "status says that evaluate waits")

@@ -77,6 +77,8 @@ def test_a_plan_takes_nothing(world):
     need(daemon.wait_end(30) == 1 and "do not fit" in daemon.said(), f"eight thousand million fit? {daemon.said()[-600:]}")
     daemon = world.start(1, "--dry-run", init=False, wait=False, state="none")
     need(daemon.wait_end(30) == 2 and "--init DIR" in daemon.said(), f"a plan of nothing: {daemon.said()[-600:]}")
+    daemon = world.start(1, "--ranks", "8", wait=False, state="no-plan")
+    need(daemon.wait_end(30) == 2 and "--dry-run" in daemon.said(), f"--ranks 8 of a daemon of one: {daemon.said()[-600:]}")
 
 
 def near(got, wanted, tolerance, what):

@@ -14,18 +14,11 @@ class World(harness.World):
         return super().config(**{**WIDE, **changes})
 
 
-def run_long(world, *options, ranks=2, **recipe):
-    daemon = world.start(ranks, *options)
-    world.ctl("train", world.recipe(steps=1000000, **recipe), "--yes")
-    world.ctl("wait", "--step", "2", timeout=60)
-    return daemon
-
-
 @bounded(180)
 def test_a_tensor_group_serves(world):
     """Policies, evaluations, checkpoints, layouts and an export while a run goes; norms on every rank, counted once."""
     data = world.dataset()
-    run_long(world, "--layout", "d2t2", ranks=4)
+    world.run_long("--layout", "d2t2", ranks=4)
     status = world.status()
     need((status["layout"], status["zero"]) == ("d2t2p1c1", 3), f"layout and stage: {status['layout']}, {status.get('zero')}")
     for policy in ("fp24-q8", "bf16-kahan", "fp32-split", "fp32-master"):
