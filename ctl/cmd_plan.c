@@ -22,8 +22,8 @@ struct arguments {
 
 static void add(struct arguments *arguments, const char *text)
 {
-    if (arguments->count < PLAN_ARGUMENTS)
-        arguments->list[arguments->count++] = strdup(text);
+    INVARIANT(arguments->count < PLAN_ARGUMENTS);
+    arguments->list[arguments->count++] = strdup(text);
 }
 
 static void add_option(struct arguments *arguments, const char *name, const char *value)
@@ -151,10 +151,12 @@ static json_t *run_trainerd(struct arguments *arguments, bool in_full, int *stat
     int failed = posix_spawnp(&child, arguments->list[0], &actions, NULL, arguments->list, environ);
     posix_spawn_file_actions_destroy(&actions);
     close(pipes[1]);
-    FILE *said = fdopen(pipes[0], "r");
-    json_t *plan = failed == 0 && said && !in_full ? json_loadf(said, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
+    FILE *said = failed == 0 ? fdopen(pipes[0], "r") : NULL;
+    json_t *plan = said ? json_loadf(said, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
     if (said)
         fclose(said);
+    else
+        close(pipes[0]);
     if (failed != 0) {
         err_set(err, ERR_NOT_FOUND, "trainerd, which makes plans, could not be started: %s",
                 strerror(failed));

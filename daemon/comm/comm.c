@@ -296,6 +296,7 @@ void comm_all_gather(struct comm *comm, void *all, size_t each)
         watch_tick();
     }
     comm->wire->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    comm->wire->collectives++;
     leave(comm, entered);
 }
 
@@ -325,6 +326,7 @@ void comm_exchange(struct comm *comm, void *to, const void *from, size_t each)
         watch_tick();
     }
     comm->wire->bytes_sent += (int64_t)each * (comm->ranks - 1);
+    comm->wire->collectives++;
     leave(comm, entered);
 }
 

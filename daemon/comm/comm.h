@@ -18,6 +18,7 @@
 struct comm_wire {
     double seconds;             /* spent inside collectives since the caller last zeroed it */
     int64_t bytes_sent;         /* payload this rank put on the wire, for the plan's check */
+    int64_t collectives;        /* all-gathers and exchanges that this rank took part in */
     char *staging;              /* two host buffers of COMM_STAGING_BYTES each, made on first need */
     struct device *device;      /* of the buffers that collectives take */
     struct comm_notice *notice; /* under way: comm_notice_post */

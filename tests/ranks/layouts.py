@@ -58,7 +58,7 @@ def needs_hooks():
 
 class Result:
     def __init__(self, out):
-        self.tensors, self.steps, self.labelled, self.sent = [], [], 0, []
+        self.tensors, self.steps, self.labelled, self.sent, self.collectives = [], [], 0, [], []
         with open(f"{out}/steps") as file:
             for line in file:
                 words = line.split()
@@ -71,6 +71,7 @@ class Result:
                 else:
                     self.steps.append(tuple(float.fromhex(w) for w in words[2:6]))
                     self.labelled = self.labelled or int(words[6])
+                    self.collectives.append(int(words[9]))
                     self.sent.append((int(words[7]), int(words[8])))  # by rank 0 in that step, and as --dry-run plans it
         self.weights = self.read(f"{out}/weights")
         self.initial = self.read(f"{out}/initial")
@@ -255,6 +256,22 @@ def trained_alike(one, other):
         assert 0 < way and apart <= 1e-3 * way, f"{name}: after {len(one.steps)} steps {apart / way:.3g} of its way apart"
 
 
+# Layout, ZeRO stage, recompute; then what a layer adds to a step of one micro-batch. t: a gather before and a reduction after each
+# half of a block, forward; back, both halves' gradients and inputs gathered and the inputs' gradients reduced, and with recompute the
+# forward once more without its last reduction and without the gather that the backward would repeat; and the norms' sums, once a step.
+# c: keys and values gathered, forward and back, and their gradients exchanged. d x c: weights gathered once or, under stage 3, twice,
+# and gradients exchanged.
+COLLECTIVES = (("d2", 3, 0, 3), ("d2", 1, 0, 2), ("t2", 3, 0, 10 + 1), ("t2", 3, 1, 12 + 1), ("c2", 1, 0, 6 + 2), ("c2", 3, 1, 8 + 3))
+
+
+def collectives():
+    """Of three layers less those of two; the last layer is never recomputed."""
+    for layout, zero, again, wanted in COLLECTIVES:
+        two, three = (run(f"count-{layout}-{zero}-{again}-{layers}", 2, layout=layout, zero=zero, recompute=again, layers=layers, steps=3,
+                          batch=2 * int(layout[1]) if layout[0] == "d" else 2).collectives[1] for layers in (2, 3))
+        assert three - two == wanted, f"{layout}, ZeRO {zero}, recompute {again}: a layer takes {three - two} collectives, not {wanted}"
+
+
 def compositions(ranks):
     """Every way of writing ranks, a power of two, as d t c p."""
     return [{"d": d, "t": t, "c": c, "p": ranks // (d * t * c)} for d in (1, 2, 4, 8) for t in (1, 2, 4, 8) for c in (1, 2, 4, 8)
@@ -435,6 +452,7 @@ def injected():
 
 
 TESTS = {"all_layouts_agree": matrix,
+         "collectives_of_a_layer": collectives,
          "d_agree_tied": lambda: plain("tied"),
          "d_agree_untied": lambda: plain("untied"),
          "lanes_equal_bits_fp32_batch_above_L": lambda: lanes("fp32", "micro_batch: 1", 20),

@@ -189,7 +189,7 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
         bool last = engine->run.k + 1 == engine->run.steps;
         const struct workspace *w = &engine->run.workspace;
         int64_t sent = engine->comm->wire->bytes_sent, rows = w->rows_sent, batches = w->batches_sent;
-        int64_t labelled = w->labelled_sent;
+        int64_t labelled = w->labelled_sent, collectives = engine->comm->wire->collectives;
         run_advance(engine);
         sent = engine->comm->wire->bytes_sent - sent;
         struct plan_traffic traffic = plan_traffic(&engine->body, w->batches_sent - batches,
@@ -202,9 +202,10 @@ static void run_steps(struct engine *engine, const char *out, int64_t stop_at)
             dump(engine, out, "gradient", true);
         first = false;
         if (steps)
-            fprintf(steps, "step %lld %a %a %a %a %lld %lld %lld\n", (long long)engine->last.step,
+            fprintf(steps, "step %lld %a %a %a %a %lld %lld %lld %lld\n", (long long)engine->last.step,
                     engine->last.loss, engine->last.grad_norm, engine->last.update_quality, engine->last.lr,
-                    (long long)engine->last.labelled_tokens, (long long)sent, (long long)planned);
+                    (long long)engine->last.labelled_tokens, (long long)sent, (long long)planned,
+                    (long long)(engine->comm->wire->collectives - collectives));
         if (steps && engine->run.skips_in_a_row > 0)
             fprintf(steps, "skipped %d %s\n", engine->run.bad_rank,
                     engine->body.model.params.params[engine->run.bad_tensor].name);
