@@ -17,20 +17,23 @@ enum { PLAN_ARGUMENTS = 32, PLAN_TEXT_BYTES = 2 * LIMIT_PATH_BYTES };
 
 struct arguments {
     int count;
-    char *list[PLAN_ARGUMENTS + 1]; /* the caller's, NULL at the end */
+    char *list[PLAN_ARGUMENTS + 1]; /* into texts, NULL at the end */
+    char texts[PLAN_ARGUMENTS][PLAN_TEXT_BYTES + 32];
 };
 
-static void add(struct arguments *arguments, const char *text)
+static void add(struct arguments *arguments, const char *name, const char *value)
 {
     INVARIANT(arguments->count < PLAN_ARGUMENTS);
-    arguments->list[arguments->count++] = strdup(text);
+    char *text = arguments->texts[arguments->count];
+    snprintf(text, sizeof arguments->texts[0], "%s%s%s", name, value ? "=" : "", value ? value : "");
+    arguments->list[arguments->count++] = text;
 }
 
-static void add_option(struct arguments *arguments, const char *name, const char *value)
+static void add_named(struct arguments *arguments, const char *option, const char *value)
 {
-    char text[PLAN_TEXT_BYTES + 32];
-    snprintf(text, sizeof text, "--%s=%s", name, value);
-    add(arguments, text);
+    char name[64];
+    snprintf(name, sizeof name, "--%s", option);
+    add(arguments, name, value);
 }
 
 /* Beside trainctl where it is installed or built, else where the shell finds it. */
@@ -74,23 +77,23 @@ static bool take_from_daemon(struct call *call, struct arguments *arguments, str
         return err_hint(err, "trainctl init or load first, or name one: trainctl plan CONFIG --ranks N");
     }
     snprintf(text, sizeof text, "%s/config.json", text_at(status, "state_dir"));
-    add_option(arguments, "init", text);
+    add(arguments, "--init", text);
     if (!call_option(call, "ranks") && !call_option(call, "layout")) {
         snprintf(text, sizeof text, "%lld", (long long)json_integer_value(json_object_get(status, "ranks")));
-        add_option(arguments, "ranks", text);
+        add(arguments, "--ranks", text);
         if (!call_option(call, "machine"))
-            add_option(arguments, "machine", "cpu");
+            add(arguments, "--machine", "cpu");
     }
     if (!call_option(call, "policy")) {
-        add_option(arguments, "policy", text_at(json_object_get(status, "policy"), "name"));
-        add(arguments, "--yes");
+        add(arguments, "--policy", text_at(json_object_get(status, "policy"), "name"));
+        add(arguments, "--yes", NULL);
     }
     if (!call_option(call, "recompute"))
-        add_option(arguments, "recompute", text_at(status, "recompute"));
+        add(arguments, "--recompute", text_at(status, "recompute"));
     if (text_at(status, "run")[0] && !call_option(call, "run") && !call_option(call, "sequence")) {
         snprintf(text, sizeof text, "%s/runs/%s/recipe.yaml", text_at(status, "state_dir"),
                  text_at(status, "run"));
-        add_option(arguments, "run", text);
+        add(arguments, "--run", text);
     }
     json_decref(status);
     return true;
@@ -106,25 +109,25 @@ static bool gather_arguments(struct call *call, struct arguments *arguments, str
 {
     char program[PLAN_TEXT_BYTES], path[LIMIT_PATH_BYTES];
     find_trainerd(program);
-    add(arguments, program);
-    add(arguments, "--dry-run");
+    add(arguments, program, NULL);
+    add(arguments, "--dry-run", NULL);
     if (!shows_in_full(call))
-        add(arguments, "--json");
+        add(arguments, "--json", NULL);
     if (call->argument_count > 0 && !call_absolute(path, call->arguments[0], err))
         return false;
     if (call->argument_count > 0)
-        add_option(arguments, "init", path);
+        add(arguments, "--init", path);
     else if (!take_from_daemon(call, arguments, err))
         return false;
     for (const struct option *o = call->command->options; o->name; o++) {
         const char *said = call_option(call, o->name);
         if (said)
-            add_option(arguments, o->name, said);
+            add_named(arguments, o->name, said);
         if (said && strcmp(o->name, "policy") == 0)
-            add(arguments, "--yes"); /* nothing is trained under it */
+            add(arguments, "--yes", NULL); /* nothing is trained under it */
     }
     if (!call_option(call, "layout"))
-        add_option(arguments, "layout", ""); /* all of them, whatever TRAINERD_LAYOUT says */
+        add(arguments, "--layout", ""); /* all of them, whatever TRAINERD_LAYOUT says */
     if (call->argument_count > 0 && !call_option(call, "ranks") && !call_option(call, "layout")) {
         err_set(err, ERR_INVALID, "for how many ranks?");
         return err_hint(err, "say --ranks N, or --layout LAYOUT");
@@ -205,7 +208,7 @@ static void note_basis(const struct call *call, const json_t *plan)
 int cmd_plan(struct call *call)
 {
     struct err err = ERR_INIT;
-    struct arguments arguments = {0};
+    static struct arguments arguments;
     int status = EXIT_REFUSED;
     json_t *plan = NULL;
     if (gather_arguments(call, &arguments, &err))
@@ -215,7 +218,5 @@ int cmd_plan(struct call *call)
     if (plan && call->output == OUTPUT_TABLE)
         note_basis(call, plan);
     json_decref(plan);
-    for (int i = 0; i < arguments.count; i++)
-        free(arguments.list[i]);
     return err.code == ERR_OK ? status : call_fail(call, &err);
 }

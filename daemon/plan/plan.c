@@ -37,10 +37,10 @@ static void zero_nothing(struct queue *queue, void *to, size_t bytes)
 
 /* ---- traffic ---- */
 
-const char *const plan_wire_names[WIRES] = {
-    [WIRE_GATHER] = "weights, to gather",    [WIRE_REDUCE] = "gradients, to reduce",
-    [WIRE_CONTEXT] = "keys and values",      [WIRE_TENSOR] = "tensor parallelism",
-    [WIRE_PIPELINE] = "from stage to stage",
+const struct plan_wire_name plan_wires[WIRES] = {
+    [WIRE_GATHER] = {"gather", "weights, to gather"},      [WIRE_REDUCE] = {"reduce", "gradients, to reduce"},
+    [WIRE_CONTEXT] = {"context", "keys and values"},       [WIRE_TENSOR] = {"tensor", "tensor parallelism"},
+    [WIRE_PIPELINE] = {"pipeline", "from stage to stage"},
 };
 
 /* A unit whose buffer still holds it is not sent again. */

@@ -24,7 +24,9 @@ enum plan_wire {
 struct plan_traffic {
     int64_t bytes[WIRES];
 };
-extern const char *const plan_wire_names[WIRES];
+extern const struct plan_wire_name {
+    const char *key, *label;
+} plan_wires[WIRES];
 
 struct plan_request {
     const char *model;           /* a folder or its config.json */

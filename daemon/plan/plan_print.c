@@ -104,7 +104,7 @@ void plan_print(const struct plan *plan, const struct engine_options *options, c
            (long long)plan->micro_batches, (long long)plan->micro_batch_tokens);
     for (int w = 0; w < WIRES; w++)
         if (plan->traffic.bytes[w] > 0 || w <= WIRE_REDUCE)
-            print_bytes(plan_wire_names[w], plan->traffic.bytes[w], "");
+            print_bytes(plan_wires[w].label, plan->traffic.bytes[w], "");
     print_time(plan, machine);
 }
 
@@ -152,7 +152,7 @@ static json_t *to_json(const struct plan *plan)
         json_object_set_new(memory, plan->rows[i].kind, json_integer(plan->rows[i].bytes));
     int64_t sent = 0;
     for (int w = 0; w < WIRES; w++) {
-        json_object_set_new(wire, plan_wire_names[w], json_integer(plan->traffic.bytes[w]));
+        json_object_set_new(wire, plan_wires[w].key, json_integer(plan->traffic.bytes[w]));
         sent += plan->traffic.bytes[w];
     }
     for (int i = 0; i < PARTS; i++)

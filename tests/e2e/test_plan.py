@@ -117,6 +117,8 @@ def test_layouts_compared(world):
     fitting = [row["seconds"]["step"] for row in found if row["fits"]]
     need(fitting == sorted(fitting) and len(fitting) > 1, f"not the quickest first: {fitting}")
     need(all(not row["fits"] for row in found[len(fitting):]), "one that does not fit stands before one that does")
+    need(all(set(row["wire"]) == {"gather", "reduce", "context", "tensor", "pipeline"} and sum(row["wire"].values()) == row["wire_bytes"]
+             for row in found), "the wire's rows do not add up")
     need(all(max(row["memory_bytes_by_stage"]) == row["memory_bytes"] and len(row["memory_bytes_by_stage"]) == int(row["layout"].split("p")[1].split("c")[0])
              for row in found), "the stages' memory is not there for all stages")
     one = world.json("plan", large, "--layout", found[1]["layout"], *words)
