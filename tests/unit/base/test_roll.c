@@ -97,6 +97,15 @@ static void a_host_that_answers_is_not_silent(void **state)
     assert_string_equal(w.text, "; rank 2 on host there is in none (its last is 41)");
 }
 
+/* The signal takes its time; a stopped child is waited for. */
+static void stop_there(void)
+{
+    int status;
+    kill(hosts.there, SIGSTOP);
+    assert_int_equal(waitpid(hosts.there, &status, WUNTRACED), hosts.there);
+    assert_true(WIFSTOPPED(status));
+}
+
 static void a_host_that_stopped_answering_is_named(void **state)
 {
     struct words w = {.used = 0}, none = {.used = 0};
@@ -104,7 +113,7 @@ static void a_host_that_stopped_answering_is_named(void **state)
     if (hosts.cards[0].address_count == 0)
         skip();
     assert_true(ask_and_hear(SECOND));
-    kill(hosts.there, SIGSTOP);
+    stop_there();
     roll_attend(10 * SECOND, SECOND, false, &mine);
     assert_int_equal(roll_name_silent(&none, 15 * SECOND, 6 * SECOND, true), 0);
     roll_attend(15 * SECOND, SECOND, false, &mine); /* counts from the first that is unanswered */
@@ -118,7 +127,7 @@ static void who_was_never_heard_is_not_named(void **state)
     (void)state;
     if (hosts.cards[0].address_count == 0)
         skip();
-    kill(hosts.there, SIGSTOP);
+    stop_there();
     roll_attend(SECOND, SECOND, true, &mine);
     assert_int_equal(roll_name_silent(&w, 100 * SECOND, SECOND, true), 0);
     assert_int_equal(roll_name_silent(&w, 100 * SECOND, SECOND, false),
@@ -136,7 +145,7 @@ static void a_strangers_datagram_is_not_heard(void **state)
     if (hosts.cards[0].address_count == 0 || fd < 0)
         skip();
     memcpy(&to.sin6_addr, hosts.cards[0].addresses[0], 16);
-    kill(hosts.there, SIGSTOP);
+    stop_there();
     for (size_t count = 1; count <= sizeof bytes; count++)
         assert_int_equal(sendto(fd, bytes, count, 0, (struct sockaddr *)&to, sizeof to), count);
     assert_true(hear(SECOND));
